@@ -1,0 +1,121 @@
+"""Objects as tables and descriptions, in the manner of kubectl."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from finetune_api.crd import RESOURCES
+from finetune_api.objects import Resource, dump
+
+
+def _at(body: dict[str, Any], path: str) -> Any:
+    node: Any = body
+    for part in path.lstrip(".").split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def age(timestamp: str | None) -> str:
+    """Return how long ago a time was, as kubectl says it."""
+    if not timestamp:
+        return ""
+    then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    seconds = int((datetime.now(UTC) - then).total_seconds())
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{max(seconds, 0)}s"
+
+
+def print_table(kind: str, resources: list[Resource], *, wide: bool) -> None:
+    """Print objects of one kind with the columns of its CRD."""
+    columns = [
+        column
+        for column in next(r for r in RESOURCES if r.kind == kind).columns
+        if wide or not column.priority
+    ]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("NAME", *(column.name.upper() for column in columns)):
+        table.add_column(name, no_wrap=True)
+    for resource in resources:
+        body = dump(resource)
+        cells = [
+            age(_at(body, column.path))
+            if column.type == "date"
+            else str(_at(body, column.path) or "")
+            for column in columns
+        ]
+        table.add_row(resource.metadata.name, *cells)
+    Console(soft_wrap=True).print(table)
+
+
+def print_as(resources: list[tuple[str, Resource]], output: str) -> None:
+    """Print whole objects as JSON or YAML."""
+    bodies = [
+        {"apiVersion": "finetune.dev/v1alpha1", "kind": kind, **dump(resource)}
+        for kind, resource in resources
+    ]
+    value: Any = (
+        bodies[0] if len(bodies) == 1 else {"apiVersion": "v1", "kind": "List", "items": bodies}
+    )
+    if output == "json":
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
+
+
+def describe(kind: str, resource: Resource, events: list[dict[str, str]]) -> str:
+    """Return everything worth knowing of an object, as text."""
+    body = dump(resource)
+    status: dict[str, Any] = body.get("status", {})
+    lines = [
+        f"Name:       {resource.metadata.name}",
+        f"Namespace:  {resource.metadata.namespace}",
+        f"Kind:       {kind}",
+        f"Phase:      {status.get('phase', '')} ({status.get('reason', '')})",
+        f"Message:    {status.get('message', '')}",
+    ]
+    lines += _block("Spec", body["spec"])
+    hidden = {"phase", "reason", "message", "conditions", "lossHistory", "evalHistory", "attempts", "failure", "observedGeneration"}  # fmt: skip
+    lines += _block("Status", {key: value for key, value in status.items() if key not in hidden})
+    lines += _failure(status.get("failure"))
+    lines += _rows("Attempts", status.get("attempts", []), ("step", "number", "startTime", "endTime", "reason", "exitCode", "resumedFromStep", "stepsDone"))  # fmt: skip
+    lines += _rows(
+        "Conditions", status.get("conditions", []), ("type", "status", "reason", "message")
+    )
+    lines += _rows("Events", events[-15:], ("time", "type", "reason", "message"))
+    return "\n".join(lines)
+
+
+def _block(title: str, value: dict[str, Any]) -> list[str]:
+    if not value:
+        return []
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+    return [f"{title}:", *(f"  {line}" for line in text.splitlines())]
+
+
+def _failure(failure: dict[str, Any] | None) -> list[str]:
+    if not failure:
+        return []
+    lines = ["Failure:", f"  {failure['class']} in {failure['step']}: {failure['message']}"]
+    if tail := failure.get("logTail"):
+        lines += ["  Last lines of the log:", *(f"    {line}" for line in tail.splitlines()[-12:])]
+    return lines
+
+
+def _rows(title: str, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[str]:
+    if not rows:
+        return []
+    cells = [[str(row.get(key, "")) for key in keys] for row in rows]
+    header = [key[:1].upper() + key[1:] for key in keys]
+    widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(keys))]
+    lines = [
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *cells]
+    ]
+    return [f"{title}:", *lines]

@@ -1,0 +1,1 @@
+"""The API of finetune-operator: its resources, their rules, and what operator and trainer agree on."""

@@ -1,0 +1,173 @@
+"""FineTuneJob: from a base model and data to a tuned model."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from finetune_api.adapters import Lora, Method
+from finetune_api.base import Model, Rule
+from finetune_api.compute import FailurePolicy, Workers
+from finetune_api.data import Data, DatasetReference
+from finetune_api.meta import Metadata
+from finetune_api.modelexport import JobExport
+from finetune_api.status import (
+    Artifact,
+    Checkpoints,
+    DataCounts,
+    Estimate,
+    History,
+    Metrics,
+    Progress,
+    Resolved,
+    Status,
+)
+from finetune_api.storage import Checkpoint, Location, Output
+from finetune_api.training import Stage, Training
+
+FROZEN_FIELDS = (
+    "model", "stage", "method", "lora", "datasets", "evalDatasets", "data", "training",
+    "checkpoint", "failurePolicy", "exports",
+)  # fmt: skip
+
+
+def _not_started(old: str) -> str:
+    """Return the CEL of "no attempt was made yet" for an object."""
+    return f"!has({old}.status) || !has({old}.status.attempts) || {old}.status.attempts.size() == 0"
+
+
+def _frozen(field: str, *, unless: str = "") -> Rule:
+    new, old = f"self.spec.{field}", f"oldSelf.spec.{field}"
+    same = f"has({new}) == has({old}) && (!has({new}) || {new} == {old})"
+    also = f" || {unless}" if unless else ""
+    when = " (but while suspended)" if unless else ""
+    return Rule(
+        f"self.spec.rerun > oldSelf.spec.rerun || {_not_started('oldSelf')}{also} || ({same})",
+        f"`spec.{field}` cannot change once the job has started{when}; raise `spec.rerun` in the"
+        " same change to run again",
+    )
+
+
+OUTPUT_FROZEN = Rule(
+    f"self.spec.rerun > oldSelf.spec.rerun || {_not_started('oldSelf')} ||"
+    " (has(self.spec.output) && has(self.spec.output.uri) ? self.spec.output.uri : '') =="
+    " (has(oldSelf.spec.output) && has(oldSelf.spec.output.uri) ? oldSelf.spec.output.uri : '')",
+    "`spec.output.uri` cannot change once the job has started; raise `spec.rerun` in the same change"
+    " to run again",
+)
+
+
+class Attention(StrEnum):
+    """Implementations of attention."""
+
+    AUTO = "auto"
+    SDPA = "sdpa"
+    EAGER = "eager"
+
+
+class BaseModelSource(Location):
+    """The model that is tuned."""
+
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings. It can do anything the pod can."""
+    allow_pickle: bool = False
+    """Read weights in pickle files (`.bin`, `.pt`), which can run code while they are read."""
+    attention: Attention = Attention.AUTO
+    """`auto`: PyTorch's scaled-dot-product attention."""
+
+
+class FineTuneJobSpec(Model):
+    """What to train, on what, and how."""
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.lora) || self.method == 'lora'",
+            "`lora` needs `method: lora`; remove the block or change the method",
+        ),
+        Rule(
+            "self.datasets.all(d, self.datasets.exists_one(e, e.name == d.name))",
+            "`datasets` names a DatasetRegistration twice; name each once",
+        ),
+        Rule(
+            "!has(self.evalDatasets) || !has(self.data) || !has(self.data.validationSplit)",
+            "`evalDatasets` and `data.validationSplit` exclude each other; remove one",
+        ),
+        Rule(
+            "!has(self.exports) ||"
+            " self.exports.all(d, self.exports.exists_one(e, e.name == d.name))",
+            "`exports` uses a name twice; give each export its own",
+        ),
+        Rule(
+            "self.rerun >= oldSelf.rerun", "`rerun` can only be raised; set it higher than it was"
+        ),
+    )
+
+    model: BaseModelSource
+    """The base model."""
+    stage: Stage = Stage.SFT
+    """`sft`: supervised fine-tuning on conversations."""
+    method: Method = Method.LORA
+    """`lora` trains a small adapter beside frozen weights; `full` trains all weights."""
+    lora: Lora | None = None
+    """Settings of `method: lora`. Unset: rank 16 on every linear layer."""
+    datasets: Annotated[list[DatasetReference], Field(min_length=1, max_length=32)]
+    """DatasetRegistrations to train on, one after the other; rows are shuffled over all of them."""
+    eval_datasets: Annotated[list[DatasetReference], Field(min_length=1, max_length=32)] | None = (
+        None
+    )
+    """DatasetRegistrations to evaluate on, instead of `data.validationSplit`."""
+    data: Data | None = None
+    """How rows become tokens."""
+    training: Training | None = None
+    """Hyper-parameters."""
+    workers: Workers | None = None
+    """The processes that train."""
+    checkpoint: Checkpoint | None = None
+    """When checkpoints are written and how many are kept."""
+    failure_policy: FailurePolicy | None = None
+    """When to try again."""
+    output: Output | None = None
+    """Where the result goes."""
+    exports: Annotated[list[JobExport], Field(min_length=1, max_length=8)] | None = None
+    """Exports of the result, made one after the other when training has succeeded."""
+    suspend: bool = False
+    """True: save a checkpoint, release the machines, keep the job. False: go on from the checkpoint."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """Seconds of running time (not waiting, not suspended) after which the job fails. Unset: none."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    """Seconds after the end until working files and pods are removed; never the output, never the
+    job. Unset: they are kept."""
+    rerun: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Raise it to run again from the start, with a changed spec or the same; the output goes to
+    `run-<rerun + 1>`."""
+
+
+class FineTuneJobStatus(Status):
+    """State of a FineTuneJob."""
+
+    run: int = 0
+    progress: Progress | None = None
+    metrics: Metrics | None = None
+    loss_history: History = []
+    eval_history: History = []
+    checkpoints: Checkpoints | None = None
+    estimate: Estimate | None = None
+    resolved: Resolved | None = None
+    data: DataCounts | None = None
+    artifacts: Annotated[list[Artifact], Field(max_length=32)] = []
+    running_seconds: int = 0
+    """Running time of ended attempts, for `activeDeadlineSeconds`."""
+
+
+class FineTuneJob(Model):
+    """A fine-tuning job."""
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        *(_frozen(field) for field in FROZEN_FIELDS),
+        _frozen("workers", unless="oldSelf.spec.suspend"),
+        OUTPUT_FROZEN,
+    )
+
+    metadata: Metadata
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus = FineTuneJobStatus()

@@ -1,0 +1,296 @@
+"""FineTuneJob: from the gates through the steps to the end, and what each needs now."""
+
+from datetime import datetime
+
+from finetune_api.compute import FailurePolicy
+from finetune_api.contract import PrepareResult
+from finetune_api.contradictions import contradictions
+from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus
+from finetune_api.status import Attempt, Failure, FailureClass
+from finetune_api.storage import Retain
+from finetune_api.training import Training
+from finetune_operator.conditions import is_true, seconds_of, timestamp
+from finetune_operator.kinds import jobstatus
+from finetune_operator.kinds.report import failed, transition
+from finetune_operator.plan import Observed, Plan, StepRun
+from finetune_operator.steps import export, prepare, train
+from finetune_operator.steps.attempts import Advance, Policy, advance
+from finetune_operator.steps.files import output_root
+from finetune_operator.steps.naming import run_name
+
+PURPOSES = {"sft": ("conversation",)}
+
+
+def decide(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
+    """Return what a job needs next."""
+    if job.metadata.deletion_timestamp:
+        return _delete(job, observed)
+    run = job.spec.rerun + 1
+    if job.status.run == run and is_true(job.status.conditions, "Finished"):
+        return _after_end(job, observed, now)
+    status = job.status if job.status.run == run else jobstatus.new_run(job, run, now)
+    old_runs = _running(observed, besides=run, job=job)
+    if old_runs:
+        return Plan(stops=old_runs, requeue_after=1.0)
+    plan = _refuse(job, status, observed, now) or _wait(job, status, observed, now)
+    if plan is None:
+        plan = _pipeline(job, status, observed, now)
+    return _announced(job, plan)
+
+
+def _announced(job: FineTuneJob, plan: Plan) -> Plan:
+    if plan.status is None:
+        return plan
+    return Plan(**{**plan.__dict__, "events": (*plan.events, *transition(job.status, plan.status))})
+
+
+def _running(observed: Observed, *, besides: int, job: FineTuneJob) -> tuple[str, ...]:
+    """Return the running runs that are not of the given run."""
+    prefix = run_name(job.metadata, run=besides, step="", attempt=0).removesuffix("-0")
+    return tuple(
+        run.name
+        for run in observed.runs.values()
+        if run.is_running and not run.name.startswith(prefix)
+    )
+
+
+def _delete(job: FineTuneJob, observed: Observed) -> Plan:
+    """End everything; what is retained stays, all else goes."""
+    running = tuple(run.name for run in observed.runs.values() if run.is_running)
+    if running:
+        return Plan(stops=running, requeue_after=1.0)
+    retain = job.spec.output.retain if job.spec.output else Retain.RETAIN
+    root = output_root(job)
+    unfinished = (f"{root}/run-{job.spec.rerun + 1}.incomplete",)
+    return Plan(
+        removals=tuple(observed.runs),
+        removes_work=True,
+        removed_outputs=(root,) if retain is Retain.DELETE else unfinished,
+        releases_object=True,
+    )
+
+
+def _after_end(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
+    """Remove working files when their time has come. A finished run never starts again."""
+    ttl, ended = job.spec.ttl_seconds_after_finished, job.status.completion_time
+    running = tuple(run.name for run in observed.runs.values() if run.is_running)
+    if running:
+        return Plan(stops=running, requeue_after=1.0)
+    if ttl is None or ended is None or not observed.runs:
+        return Plan()
+    left = seconds_of(ended) + ttl - now.timestamp()
+    if left > 0:
+        return Plan(requeue_after=left)
+    return Plan(removals=tuple(observed.runs), removes_work=True)
+
+
+def _refuse(
+    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
+) -> Plan | None:
+    """Refuse what cannot work whatever the data, before anything is started."""
+    if status.attempts:
+        return None
+    problems = contradictions(job.spec, here=observed.machine)
+    if not problems:
+        return None
+    return Plan(status=_ended_by(job, status, "resolve", "; ".join(problems), now))
+
+
+def _ended_by(
+    job: FineTuneJob, status: FineTuneJobStatus, step: str, message: str, now: datetime
+) -> FineTuneJobStatus:
+    failure = Failure(failure_class=FailureClass.USER_ERROR, message=message[:4096], step=step)
+    return failed(status, failure, job.metadata, now)
+
+
+def _wait(
+    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
+) -> Plan | None:
+    """Suspend, or wait for data that is not ready."""
+    running = tuple(run.name for run in observed.runs.values() if run.is_running)
+    if job.spec.suspend:
+        if running:
+            return Plan(status=jobstatus.suspending(job, status, now), stops=running)
+        closed = _close_stopped(job, status, observed, now)
+        return Plan(status=jobstatus.suspended(job, closed, now))
+    if status.attempts and status.attempts[-1].step != prepare.STEP:
+        return None  # the data was read when it was prepared; what became of it since is no matter
+    for reference in [*job.spec.datasets, *(job.spec.eval_datasets or [])]:
+        found = observed.datasets.get(reference.name)
+        if found is None:
+            message = (
+                f"DatasetRegistration '{reference.name}' does not exist in namespace"
+                f" '{job.metadata.namespace}'; create it, or correct `spec.datasets`"
+            )
+            return Plan(
+                status=jobstatus.waiting(job, status, "DatasetNotFound", message, now),
+                stops=running,
+            )
+        if (
+            not is_true(found.status.conditions, "Ready")
+            or found.status.observed_generation != found.metadata.generation
+        ):
+            state = found.status.message or "not validated yet"
+            message = f"DatasetRegistration '{reference.name}' is not ready: {state}"
+            return Plan(
+                status=jobstatus.waiting(job, status, "DatasetNotReady", message, now),
+                stops=running,
+            )
+        if found.status.purpose not in PURPOSES[job.spec.stage]:
+            needed = " or ".join(PURPOSES[job.spec.stage])
+            message = (
+                f"DatasetRegistration '{reference.name}' holds {found.status.purpose} rows; stage"
+                f" {job.spec.stage} needs {needed}"
+            )
+            return Plan(status=_ended_by(job, status, "resolve", message, now))
+    return None
+
+
+def _close_stopped(
+    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
+) -> FineTuneJobStatus:
+    """Record the end of the attempt that a suspension stopped."""
+    if not status.attempts or status.attempts[-1].end_time is not None:
+        return status
+    attempt = status.attempts[-1]
+    name = run_name(job.metadata, run=status.run, step=attempt.step, attempt=attempt.number)
+    seen = observed.runs.get(name)
+    ended = (seen.ended_at if seen else None) or now.timestamp()
+    closed = attempt.model_copy(
+        update={
+            "end_time": timestamp(datetime.fromtimestamp(ended).astimezone()),
+            "reason": "Suspended",
+        }
+    )
+    spent = max(round(ended - seconds_of(attempt.start_time)), 0)
+    return status.model_copy(
+        update={
+            "attempts": [*status.attempts[:-1], closed],
+            "running_seconds": status.running_seconds + spent,
+        }
+    )
+
+
+def _pipeline(
+    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
+) -> Plan:
+    """Walk the steps in order; the first that is not through decides."""
+    overdue = _overdue(job, status, observed, now)
+    if overdue is not None:
+        return overdue
+    step = _advance(job, status, observed, prepare.STEP, now)
+    if step.result is None or step.result.prepared is None:
+        return _plan(job, status, step, prepare.STEP, now)
+    prepared = step.result.prepared
+    status = _closed(status, step)
+    if prepared.adopted is not None:
+        return Plan(status=jobstatus.adopted(job, status, prepared, now))
+    resolved = train.resolved_values(job, prepared, observed, divisor=1)
+    status = jobstatus.prepared(status, prepared, resolved)
+    if not is_true(status.conditions, "Trained"):
+        step = _advance(job, status, observed, train.STEP, now, prepared)
+        if step.result is None or step.result.trained is None:
+            return _plan(job, status, step, train.STEP, now)
+        status = jobstatus.trained(job, _closed(status, step), step.result, now)
+    for wanted in job.spec.exports or []:
+        name = export.step_name(wanted)
+        if any(
+            a.uri == export.export_output(job, status.run, wanted.name) for a in status.artifacts
+        ):
+            continue
+        step = _advance(job, status, observed, name, now, prepared)
+        if step.result is None or step.result.exported is None:
+            return _plan(job, status, step, name, now)
+        status = jobstatus.exported(_closed(status, step), step.result.exported)
+    return Plan(status=jobstatus.succeeded(job, status, now))
+
+
+def _advance(
+    job: FineTuneJob,
+    status: FineTuneJobStatus,
+    observed: Observed,
+    step: str,
+    now: datetime,
+    prepared: PrepareResult | None = None,
+) -> Advance:
+    policy = job.spec.failure_policy or FailurePolicy()
+    training = job.spec.training or Training()
+
+    def make(attempt: Attempt, name: str) -> StepRun:
+        if step == prepare.STEP:
+            return prepare.step_run(job, status.run, observed, attempt, name)
+        assert prepared is not None, "every later step starts from what prepare made"
+        if step == train.STEP:
+            return train.step_run(job, status.run, observed, prepared, attempt, name)
+        wanted = next(e for e in job.spec.exports or [] if export.step_name(e) == step)
+        return export.step_run_of_job(job, status.run, prepared, wanted, attempt, name)
+
+    return advance(
+        step,
+        status=status,
+        metadata=job.metadata,
+        run=status.run,
+        observed=observed.runs,
+        policy=Policy(
+            max_restarts=policy.max_restarts,
+            may_shrink=step == train.STEP and training.per_device_batch_size is None,
+        ),
+        make=make,
+        now=now,
+    )
+
+
+def _closed(status: FineTuneJobStatus, step: Advance) -> FineTuneJobStatus:
+    return status.model_copy(
+        update={
+            "attempts": step.attempts,
+            "restarts": step.restarts,
+            "running_seconds": status.running_seconds + step.ran_seconds,
+        }
+    )
+
+
+def _plan(
+    job: FineTuneJob, status: FineTuneJobStatus, step: Advance, name: str, now: datetime
+) -> Plan:
+    """Return the plan of a step that is not through."""
+    status = _closed(status, step)
+    if step.failure is not None:
+        ended = jobstatus.with_last_report(status, step.ended.snapshot if step.ended else None)
+        return Plan(status=failed(ended, step.failure, job.metadata, now), events=step.events)
+    status = jobstatus.running(job, status, step, name, now)
+    return Plan(
+        status=status,
+        runs=step.runs,
+        events=step.events,
+        requeue_after=_deadline_left(job, status, now),
+    )
+
+
+def _spent_seconds(status: FineTuneJobStatus, now: datetime) -> float:
+    """Return the running time so far: ended attempts and the current one; waiting does not count."""
+    current = status.attempts[-1] if status.attempts else None
+    if current is None or current.end_time is not None:
+        return status.running_seconds
+    return status.running_seconds + now.timestamp() - seconds_of(current.start_time)
+
+
+def _deadline_left(job: FineTuneJob, status: FineTuneJobStatus, now: datetime) -> float | None:
+    limit = job.spec.active_deadline_seconds
+    return None if limit is None else max(limit - _spent_seconds(status, now), 0.0) + 0.1
+
+
+def _overdue(
+    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
+) -> Plan | None:
+    limit = job.spec.active_deadline_seconds
+    if limit is None or _spent_seconds(status, now) < limit:
+        return None
+    running = tuple(run.name for run in observed.runs.values() if run.is_running)
+    failure = Failure(
+        failure_class=FailureClass.DEADLINE,
+        message=f"the job ran longer than `spec.activeDeadlineSeconds` {limit}; raise it together with"
+        " `spec.rerun` to run again; checkpoints are kept",
+        step=status.attempts[-1].step if status.attempts else "prepare",
+    )
+    return Plan(status=failed(status, failure, job.metadata, now), stops=running)

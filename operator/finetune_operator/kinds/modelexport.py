@@ -1,0 +1,131 @@
+"""ModelExport: wait for the source, export, verify."""
+
+from datetime import datetime
+
+from finetune_api.contract import ExportInput, PrepareResult
+from finetune_api.modelexport import ModelExport, ModelExportStatus
+from finetune_api.storage import Retain
+from finetune_operator.conditions import is_true, timestamp
+from finetune_operator.kinds.report import WAITS, Told, failed, told, transition
+from finetune_operator.plan import Observed, Plan
+from finetune_operator.steps import export
+from finetune_operator.steps.attempts import Advance, Policy, advance
+from finetune_operator.steps.files import base_folder
+
+
+def decide(mex: ModelExport, observed: Observed, now: datetime) -> Plan:
+    """Return what an export needs next."""
+    metadata, old = mex.metadata, mex.status
+    running = tuple(run.name for run in observed.runs.values() if run.is_running)
+    if metadata.deletion_timestamp:
+        return _delete(mex, observed, running)
+    if is_true(old.conditions, "Finished"):
+        return Plan()
+    status = old if old.start_time else ModelExportStatus(start_time=timestamp(now))
+    source = _source(mex, observed)
+    if isinstance(source, Told):
+        new = told(status, source, metadata, now)
+        return Plan(status=new, events=transition(old, new))
+    step = advance(
+        export.STEP,
+        status=status,
+        metadata=metadata,
+        run=1,
+        observed=observed.runs,
+        policy=Policy(),
+        make=lambda attempt, name: export.step_run(
+            mex, source, base_folder(metadata), attempt, name
+        ),
+        now=now,
+    )
+    new = _status(status, step, mex, now)
+    return Plan(status=new, runs=step.runs, events=(*step.events, *transition(old, new)))
+
+
+def _delete(mex: ModelExport, observed: Observed, running: tuple[str, ...]) -> Plan:
+    if running:
+        return Plan(stops=running, requeue_after=1.0)
+    destination = export.destination_of(mex)
+    kept = mex.spec.retain is Retain.RETAIN
+    return Plan(
+        removals=tuple(observed.runs),
+        removed_outputs=(f"{destination}.incomplete",)
+        if kept
+        else (destination, f"{destination}.incomplete"),
+        releases_object=True,
+    )
+
+
+def _source(mex: ModelExport, observed: Observed) -> ExportInput | Told:
+    """Return what is exported, or why it is not there yet."""
+    spec, destination = mex.spec, export.destination_of(mex)
+    settings = export.settings_of(spec)
+    if spec.source.job_ref is None:
+        return ExportInput(
+            settings=settings,
+            model=spec.source.model,
+            adapters=spec.source.adapters or [],
+            destination=destination,
+        )
+    name = spec.source.job_ref.name
+    job = observed.jobs.get(name)
+    unknown = {"Succeeded": None, **WAITS}
+    if job is None:
+        message = (
+            f"FineTuneJob '{name}' does not exist in namespace '{mex.metadata.namespace}'; create it, or"
+            " correct `spec.source.jobRef.name`"
+        )
+        return Told("Pending", "JobNotFound", message, unknown)
+    if not is_true(job.status.conditions, "Trained"):
+        state = f"{job.status.phase}: {job.status.message}"
+        return Told(
+            "Pending",
+            "WaitingForJob",
+            f"FineTuneJob '{name}' has not trained yet ({state})",
+            unknown,
+        )
+    prepared = _prepared(name, observed)
+    return export.job_result(
+        job, job.status.run, prepared, settings=settings, destination=destination
+    )
+
+
+def _prepared(name: str, observed: Observed) -> PrepareResult | None:
+    """Return what the job's prepare step left; it may have been removed since."""
+    for run in observed.job_runs.get(name, {}).values():
+        if run.termination and run.termination.prepared:
+            return run.termination.prepared
+    return None
+
+
+def _status(
+    status: ModelExportStatus, step: Advance, mex: ModelExport, now: datetime
+) -> ModelExportStatus:
+    metadata = mex.metadata
+    status = status.model_copy(update={"attempts": step.attempts, "restarts": step.restarts})
+    if step.failure is not None:
+        return failed(status, step.failure, metadata, now)
+    if step.result is None or step.result.exported is None:
+        words = Told(
+            "Exporting",
+            "Exporting",
+            "exporting and comparing with base and adapter",
+            {"Succeeded": None, **WAITS},
+        )
+        return told(status, words, metadata, now)
+    done = step.result.exported
+    ends = {"Succeeded": True, "Failed": False, "Finished": True, "Stalled": False}
+    difference = done.verification.max_logit_difference
+    words = Told("Succeeded", "Exported", f"verified: logits differ by at most {difference}", ends)
+    return told(
+        status,
+        words,
+        metadata,
+        now,
+        uri=done.artifact.uri,
+        size_bytes=done.artifact.size_bytes,
+        digest=done.artifact.digest,
+        files=done.files,
+        verification=done.verification,
+        completion_time=timestamp(now),
+    )

@@ -1,0 +1,67 @@
+"""What every kind tells people: phase, reason, message, conditions, events of transitions."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+from finetune_api.meta import Metadata
+from finetune_api.status import Condition, Failure, Status
+from finetune_operator.conditions import timestamp, with_condition
+from finetune_operator.plan import Event
+
+S = TypeVar("S", bound=Status)
+
+
+@dataclass(frozen=True)
+class Told:
+    """How an object stands, in words."""
+
+    phase: str
+    reason: str
+    message: str
+    conditions: dict[str, bool | None] = field(default_factory=dict)
+    """Type → holds, does not, or None: not known yet. Reason and message are those above."""
+
+
+def told(status: S, told_: Told, metadata: Metadata, now: datetime, **changes: object) -> S:
+    """Return a status that says how things stand."""
+    conditions = list(status.conditions)
+    for type_, holds in told_.conditions.items():
+        new = Condition(
+            type=type_,
+            status="Unknown" if holds is None else "True" if holds else "False",
+            reason=told_.reason,
+            message=told_.message,
+            last_transition_time=timestamp(now),
+            observed_generation=metadata.generation,
+        )
+        conditions = with_condition(conditions, new)
+    return status.model_copy(
+        update={
+            "observed_generation": metadata.generation,
+            "phase": told_.phase,
+            "reason": told_.reason,
+            "message": told_.message,
+            "conditions": conditions,
+            **changes,
+        }
+    )
+
+
+def transition(old: Status, new: Status) -> tuple[Event, ...]:
+    """Return the event of a changed phase or reason, if it changed."""
+    if (old.phase, old.reason) == (new.phase, new.reason):
+        return ()
+    return (Event(new.reason, new.message, is_warning=new.phase == "Failed"),)
+
+
+def failed(status: S, failure: Failure, metadata: Metadata, now: datetime, **changes: object) -> S:
+    """Return a status that has ended in failure."""
+    ends = {"Failed": True, "Succeeded": False, "Finished": True, "Stalled": True}
+    told_ = Told("Failed", str(failure.failure_class), failure.message, ends)
+    return told(
+        status, told_, metadata, now, failure=failure, completion_time=timestamp(now), **changes
+    )
+
+
+WAITS = {"Finished": False, "Stalled": False}

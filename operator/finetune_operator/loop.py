@@ -1,0 +1,131 @@
+"""Wake, observe, decide, execute: the same for every kind, on a cluster and on this computer."""
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from finetune_operator.plan import Key, Observed, Plan
+
+FIRST_DELAY_SECONDS = 0.005
+LONGEST_DELAY_SECONDS = 300.0
+
+log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """Where objects live and steps run."""
+
+    async def observe(self, key: Key) -> tuple[Any, Observed] | None:
+        """Return an object with all a decision may look at; None if it is gone."""
+
+    async def execute(self, key: Key, plan: Plan) -> None:
+        """Do what a plan says; safe to repeat."""
+
+
+def utc_now() -> datetime:
+    """Return the time; the only clock that decisions ever see."""
+    return datetime.now(UTC)
+
+
+@dataclass(order=True)
+class _Delayed:
+    due: float
+    key: Key = field(compare=False)
+
+
+class WorkQueue:
+    """Keys to look at: each once, however often it was added; failing ones ever later."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._waiting: set[Key] = set()
+        self._active: set[Key] = set()
+        self._again: set[Key] = set()
+        self._delayed: list[_Delayed] = []
+        self._failures: dict[Key, int] = {}
+
+    def add(self, key: Key) -> None:
+        """Have a key looked at; while it is being worked on, once more afterwards."""
+        if key in self._active:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting.add(key)
+            self._ready.put_nowait(key)
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Have a key looked at when some time has passed."""
+        heapq.heappush(self._delayed, _Delayed(asyncio.get_running_loop().time() + seconds, key))
+
+    def release_due(self) -> float | None:
+        """Add what is due; return the seconds until the next is."""
+        now = asyncio.get_running_loop().time()
+        while self._delayed and self._delayed[0].due <= now:
+            self.add(heapq.heappop(self._delayed).key)
+        return self._delayed[0].due - now if self._delayed else None
+
+    async def get(self) -> Key:
+        """Return the next key; no other worker gets it until `done`."""
+        key = await self._ready.get()
+        self._waiting.discard(key)
+        self._active.add(key)
+        return key
+
+    def done(self, key: Key, *, succeeded: bool) -> None:
+        """Give a key back; after a failure it comes again, later each time, with jitter."""
+        self._active.discard(key)
+        if succeeded:
+            self._failures.pop(key, None)
+        else:
+            count = self._failures[key] = self._failures.get(key, 0) + 1
+            delay = min(FIRST_DELAY_SECONDS * 2**count, LONGEST_DELAY_SECONDS)
+            self.add_after(key, delay * random.uniform(0.5, 1.5))
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    def is_idle(self, *, within: float) -> bool:
+        """Tell whether nothing is to be looked at now or within some seconds."""
+        soon = asyncio.get_running_loop().time() + within
+        is_due = bool(self._delayed) and self._delayed[0].due <= soon
+        return not (self._waiting or self._active or self._again or is_due)
+
+
+async def reconcile(
+    key: Key,
+    backend: Backend,
+    decisions: Mapping[str, Callable[[Any, Observed, datetime], Plan]],
+    clock: Callable[[], datetime] = utc_now,
+) -> float | None:
+    """Bring one object one decision on; return the seconds after which to look again."""
+    seen = await backend.observe(key)
+    if seen is None:
+        return None
+    plan = decisions[key.kind](*seen, clock())
+    await backend.execute(key, plan)
+    return plan.requeue_after
+
+
+async def work(
+    queue: WorkQueue,
+    backend: Backend,
+    decisions: Mapping[str, Callable[[Any, Observed, datetime], Plan]],
+) -> None:
+    """Reconcile keys until cancelled; a key that fails delays no other."""
+    while True:
+        key = await queue.get()
+        succeeded = False
+        try:
+            after = await reconcile(key, backend, decisions)
+            succeeded = True
+            if after is not None:
+                queue.add_after(key, after)
+        except Exception:  # the one place where a failed reconcile is decided: it is tried again
+            log.exception("Reconcile of %s failed; trying again", "/".join(key))
+        finally:
+            queue.done(key, succeeded=succeeded)

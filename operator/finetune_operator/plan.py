@@ -1,0 +1,90 @@
+"""The language of decisions: what is observed goes in, a Plan comes out. Knows no Kubernetes."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from finetune_api.contract import JobFile, Snapshot, Termination
+from finetune_api.datasetregistration import DatasetRegistration
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.resolve import Machine
+from finetune_api.status import Status
+
+
+class Key(NamedTuple):
+    """One object."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """One attempt at a step, to be made once, under a name that follows from what it is."""
+
+    name: str
+    owner: Key
+    job_file: JobFile
+    base: str = ""
+    """Folder that relative `file://` locations of the owner start from."""
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    """A step run that exists."""
+
+    name: str
+    is_running: bool
+    started_at: float
+    """Seconds since the epoch."""
+    ended_at: float | None = None
+    termination: Termination | None = None
+    snapshot: Snapshot | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything a decision may look at besides its object."""
+
+    runs: dict[str, ObservedRun] = field(default_factory=dict)
+    """Runs owned by the object, by name."""
+    datasets: dict[str, DatasetRegistration] = field(default_factory=dict)
+    """Registrations of the namespace that the object names and that exist."""
+    jobs: dict[str, FineTuneJob] = field(default_factory=dict)
+    """Jobs of the namespace that the object names and that exist."""
+    job_runs: dict[str, dict[str, ObservedRun]] = field(default_factory=dict)
+    """Runs of those jobs."""
+    machine: Machine | None = None
+    """This computer, under `finetune local`."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A transition worth telling."""
+
+    reason: str
+    message: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now. Every part is safe to repeat."""
+
+    status: Status | None = None
+    """Written first, if it differs."""
+    runs: tuple[StepRun, ...] = ()
+    """Created, each at most once."""
+    stops: tuple[str, ...] = ()
+    """Told to save and end."""
+    removals: tuple[str, ...] = ()
+    """Runs removed with their folders or objects."""
+    removes_work: bool = False
+    """Remove the working files of all runs."""
+    removed_outputs: tuple[str, ...] = ()
+    """Locations removed with everything below them."""
+    releases_object: bool = False
+    """The object may vanish now."""
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+    """Seconds until time alone may change the decision."""

@@ -1,0 +1,1 @@
+"""The steps of a pipeline: each says what it runs; `attempts` walks any of them to its end."""

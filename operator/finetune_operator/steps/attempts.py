@@ -1,0 +1,171 @@
+"""One step, attempt by attempt: record, start, follow, judge. The same for every step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.contract import Termination
+from finetune_api.meta import Metadata
+from finetune_api.status import Attempt, Failure, Status
+from finetune_operator.conditions import seconds_of, timestamp
+from finetune_operator.failures import Judgement, Next, judge, made_progress, termination_of
+from finetune_operator.plan import Event, ObservedRun, StepRun
+from finetune_operator.steps.naming import run_name
+
+KEPT_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How often a step is tried."""
+
+    max_restarts: int = 3
+    may_shrink: bool = False
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Where a step stands, and what that asks for."""
+
+    attempts: list[Attempt]
+    restarts: int
+    attempt: Attempt | None = None
+    runs: tuple[StepRun, ...] = ()
+    running: ObservedRun | None = None
+    result: Termination | None = None
+    ended: Termination | None = None
+    """The last word of the attempt that was looked at, whatever it was."""
+    failure: Failure | None = None
+    """Set when the step is given up."""
+    last_failure: Failure | None = None
+    """Set when an attempt failed and another follows."""
+    events: tuple[Event, ...] = ()
+    ran_seconds: int = 0
+    """Running time of an attempt that just ended."""
+
+
+def advance(
+    step: str,
+    *,
+    status: Status,
+    metadata: Metadata,
+    run: int,
+    observed: dict[str, ObservedRun],
+    policy: Policy,
+    make: Callable[[Attempt, str], StepRun],
+    now: datetime,
+) -> Advance:  # noqa: PLR0913
+    """Move a step one decision on.
+
+    A new attempt's number goes to status in one pass; its run is made in the next. So a crash in
+    between can neither lose an attempt nor make two.
+    """
+    mine = [attempt for attempt in status.attempts if attempt.step == step]
+    if not mine:
+        return _recorded(status, step, number=1, divisor=1, now=now)
+    attempt = mine[-1]
+    name = run_name(metadata, run=run, step=step, attempt=attempt.number)
+    seen = observed.get(name)
+    base = Advance(attempts=list(status.attempts), restarts=status.restarts, attempt=attempt)
+    if seen is None:
+        if attempt.end_time is None:
+            return _with(base, runs=(make(attempt, name),))
+        # The run was removed after its end; whoever still needs its result must have it made again.
+        return _recorded(
+            status, step, number=attempt.number + 1, divisor=attempt.micro_batch_divisor, now=now
+        )
+    if seen.is_running:
+        return _with(base, running=seen)
+    end = termination_of(seen)
+    if end.exit_code == 0:
+        return _succeeded(base, attempt, seen, end)
+    return _failed(base, attempt, seen, status, policy, now)
+
+
+def _with(base: Advance, **changes: object) -> Advance:
+    return Advance(**{**base.__dict__, **changes})
+
+
+def _recorded(status: Status, step: str, *, number: int, divisor: int, now: datetime) -> Advance:
+    attempt = Attempt(
+        step=step, number=number, start_time=timestamp(now), micro_batch_divisor=divisor
+    )
+    attempts = [*status.attempts, attempt][-KEPT_ATTEMPTS:]
+    return Advance(attempts=attempts, restarts=status.restarts, attempt=attempt)
+
+
+def _succeeded(base: Advance, attempt: Attempt, seen: ObservedRun, end: Termination) -> Advance:
+    if attempt.end_time is not None:
+        return _with(base, result=end)
+    attempts, seconds = _ended(base.attempts, attempt, seen, end, reason="Completed")
+    return _with(base, attempts=attempts, result=end, ran_seconds=seconds)
+
+
+def _failed(
+    base: Advance,
+    attempt: Attempt,
+    seen: ObservedRun,
+    status: Status,
+    policy: Policy,
+    now: datetime,
+) -> Advance:
+    verdict = judge(
+        seen,
+        attempt,
+        restarts=status.restarts,
+        max_restarts=policy.max_restarts,
+        may_shrink=policy.may_shrink,
+    )
+    end = termination_of(seen)
+    reason = "Stopped" if end.stop_was_requested else str(verdict.failure.failure_class)
+    attempts, seconds = base.attempts, 0
+    if attempt.end_time is None:
+        attempts, seconds = _ended(attempts, attempt, seen, end, reason=reason)
+    restarts = status.restarts + verdict.counts
+    if verdict.next is Next.GIVE_UP:
+        return _with(
+            base,
+            attempts=attempts,
+            restarts=restarts,
+            failure=verdict.failure,
+            ran_seconds=seconds,
+            ended=end,
+        )
+    divisor = 2 if verdict.next is Next.RETRY_SMALLER else attempt.micro_batch_divisor
+    ended = status.model_copy(update={"attempts": attempts, "restarts": restarts})
+    following = _recorded(ended, attempt.step, number=attempt.number + 1, divisor=divisor, now=now)
+    return _with(
+        following,
+        last_failure=None if end.stop_was_requested else verdict.failure,
+        events=_events(verdict, attempt, end),
+        ran_seconds=seconds,
+    )
+
+
+def _ended(
+    attempts: list[Attempt], attempt: Attempt, seen: ObservedRun, end: Termination, *, reason: str
+) -> tuple[list[Attempt], int]:
+    """Return the attempts with one closed, and how long it ran."""
+    snapshot = end.snapshot
+    started = seconds_of(attempt.start_time)
+    ended_at = seen.ended_at if seen.ended_at is not None else started
+    closed = attempt.model_copy(
+        update={
+            "end_time": timestamp(datetime.fromtimestamp(ended_at).astimezone()),
+            "reason": reason,
+            "exit_code": end.exit_code,
+            "resumed_from_step": snapshot.resumed_from_step if snapshot else None,
+            "steps_done": snapshot.progress.step if snapshot else None,
+        }
+    )
+    return [closed if a is attempt else a for a in attempts], max(round(ended_at - started), 0)
+
+
+def _events(verdict: Judgement, attempt: Attempt, end: Termination) -> tuple[Event, ...]:
+    if end.stop_was_requested:
+        return ()
+    kept = "; the last checkpoint is kept" if made_progress(end) else ""
+    message = (
+        f"{attempt.step} attempt {attempt.number}: {verdict.failure.message}{kept}; trying again"
+    )
+    return (Event(reason="AttemptFailed", message=message, is_warning=True),)

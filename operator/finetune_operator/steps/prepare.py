@@ -1,0 +1,39 @@
+"""`prepare`: model and data are checked and brought into the cache, before any GPU is asked for."""
+
+from finetune_api.contract import JobFile
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.resolve import config_digest
+from finetune_api.status import Attempt
+from finetune_operator.plan import Key, Observed, StepRun
+from finetune_operator.steps.files import base_folder, dataset_input, run_output
+
+STEP = "prepare"
+
+
+def job_file(job: FineTuneJob, run: int, observed: Observed) -> JobFile:
+    """Return the job file that prepare reads, and that train's is built on."""
+    metadata, spec = job.metadata, job.spec
+    return JobFile(
+        step="prepare",
+        namespace=metadata.namespace,
+        name=metadata.name,
+        uid=metadata.uid,
+        run=run,
+        job=spec,
+        datasets=[dataset_input(observed.datasets[d.name]) for d in spec.datasets],
+        eval_datasets=[dataset_input(observed.datasets[d.name]) for d in spec.eval_datasets or []],
+        output=run_output(job, run),
+        config_digest=config_digest(spec),
+    )
+
+
+def step_run(
+    job: FineTuneJob, run: int, observed: Observed, attempt: Attempt, name: str
+) -> StepRun:
+    """Return one attempt at preparing."""
+    return StepRun(
+        name=name,
+        owner=Key("FineTuneJob", job.metadata.namespace, job.metadata.name),
+        base=base_folder(job.metadata),
+        job_file=job_file(job, run, observed).model_copy(update={"attempt": attempt.number}),
+    )

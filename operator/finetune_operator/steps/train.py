@@ -1,0 +1,58 @@
+"""`train`: the run itself, on as many processes as were asked for."""
+
+from finetune_api.compute import FailurePolicy, Workers
+from finetune_api.contract import PrepareResult
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.resolve import machine_of, resolve
+from finetune_api.status import Attempt, Resolved
+from finetune_operator.plan import Key, Observed, StepRun
+from finetune_operator.steps import prepare
+from finetune_operator.steps.files import base_folder
+
+STEP = "train"
+
+
+def resolved_values(
+    job: FineTuneJob, prepared: PrepareResult, observed: Observed, *, divisor: int
+) -> Resolved:
+    """Return every value of the run, decided from what prepare found."""
+    digests = {d.name: observed.datasets[d.name].status.digest for d in job.spec.datasets}
+    return resolve(
+        job.spec,
+        prepared,
+        dataset_digests=digests,
+        here=observed.machine,
+        micro_batch_divisor=divisor,
+    )
+
+
+def step_run(
+    job: FineTuneJob,
+    run: int,
+    observed: Observed,
+    prepared: PrepareResult,
+    attempt: Attempt,
+    name: str,
+) -> StepRun:
+    """Return one attempt at training."""
+    workers = job.spec.workers or Workers()
+    policy = job.spec.failure_policy or FailurePolicy()
+    resolved = resolved_values(job, prepared, observed, divisor=attempt.micro_batch_divisor)
+    file = prepare.job_file(job, run, observed).model_copy(
+        update={
+            "step": "train",
+            "attempt": attempt.number,
+            "prepared": prepared,
+            "resolved": resolved,
+            "devices": machine_of(job.spec, here=observed.machine).gpus,
+            "processes": resolved.world_size,
+            "stall_timeout_seconds": policy.stall_timeout_seconds,
+            "grace_period_seconds": workers.termination_grace_period_seconds,
+        }
+    )
+    return StepRun(
+        name=name,
+        owner=Key("FineTuneJob", job.metadata.namespace, job.metadata.name),
+        base=base_folder(job.metadata),
+        job_file=file,
+    )

@@ -1,0 +1,1 @@
+"""The trainer: one program, one job file, one termination message."""

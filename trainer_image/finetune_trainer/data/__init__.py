@@ -1,0 +1,1 @@
+"""From files to tokens: read, convert, render, mask, cut, keep."""

@@ -1,0 +1,171 @@
+"""The output folder of a run: claimed first, filled beside, complete by one rename.
+
+`<output>.incomplete/` with `owner.json` is the claim; `<output>/` with its manifest is a result.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from finetune_api.base import StatusModel
+from finetune_api.contract import MANIFEST_FILE, JobFile
+from finetune_api.modelexport import Verification
+from finetune_api.status import Artifact
+from finetune_trainer.errors import UserError
+from finetune_trainer.files import describe_files, sync_folder, sync_tree, write_whole
+from finetune_trainer.sources import claim_path
+
+OWNER_FILE = "owner.json"
+
+
+class OutputManifest(StatusModel):
+    """What a complete output was made from and consists of."""
+
+    uid: str
+    namespace: str
+    name: str
+    run: int
+    config_digest: str = ""
+    dataset_digests: dict[str, str] = {}
+    model_revision: str = ""
+    steps: int = 0
+    artifacts: list[Artifact] = []
+    files: dict[str, dict[str, Any]] = {}
+    verification: Verification | None = None
+
+
+def read_manifest(folder: Path) -> OutputManifest | None:
+    """Return the manifest of a complete output, or None where there is none."""
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    return OutputManifest.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def require_usable(file: JobFile) -> None:
+    """Claim the output location for this job.
+
+    Raises:
+        UserError: it cannot be written, or another job holds it.
+    """
+    assert file.job is not None
+    claim(file, overwrite=bool(file.job.output and file.job.output.overwrite))
+
+
+def claim(file: JobFile, *, overwrite: bool) -> None:
+    """Make the incomplete folder of an output this job's own.
+
+    Raises:
+        UserError: it cannot be written, or another job holds it.
+    """
+    target = claim_path(file.output, file.folders)
+    folder = _incomplete(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        owner = folder / OWNER_FILE
+        if not owner.exists():
+            write_whole(owner, json.dumps({"uid": file.uid, "name": file.name}))
+        holder = json.loads(owner.read_text(encoding="utf-8"))
+        if holder["uid"] != file.uid:
+            if not overwrite:
+                raise UserError(
+                    f"`spec.output`: {file.output} is held by an unfinished job '{holder['name']}' (uid"
+                    f" {holder['uid']}); choose another `spec.output.uri`, delete {folder.name} if that"
+                    " job is gone, or set `spec.output.overwrite: true`"
+                )
+            shutil.rmtree(folder)
+            folder.mkdir()
+            write_whole(owner, json.dumps({"uid": file.uid, "name": file.name}))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise UserError(
+            f"`spec.output`: {file.output} cannot be written ({error.strerror}: {error.filename});"
+            " make it writable, or choose another `spec.output.uri`"
+        ) from error
+    except OSError as error:
+        if error.errno == 30:  # EROFS
+            raise UserError(
+                f"`spec.output`: {file.output} is read-only; choose another `spec.output.uri`"
+            ) from error
+        raise
+
+
+def find_same(file: JobFile, model_revision: str) -> OutputManifest | None:
+    """Return the manifest of a result already there that was made from the same inputs.
+
+    Raises:
+        UserError: something else is there and `overwrite` is not set.
+    """
+    target = claim_path(file.output, file.folders)
+    assert file.job is not None
+    if not target.exists():
+        return None
+    manifest = read_manifest(target)
+    digests = {dataset.name: dataset.digest for dataset in file.datasets}
+    if manifest and (manifest.config_digest, manifest.dataset_digests, manifest.model_revision) == (
+        file.config_digest, digests, model_revision,
+    ):  # fmt: skip
+        shutil.rmtree(_incomplete(target), ignore_errors=True)
+        return manifest
+    if file.job.output and file.job.output.overwrite:
+        return None
+    shutil.rmtree(_incomplete(target), ignore_errors=True)
+    what = (
+        f"the result of job '{manifest.name}' (uid {manifest.uid})"
+        if manifest
+        else "something else"
+    )
+    raise UserError(
+        f"`spec.output`: {file.output} already holds {what}, made from other inputs; nothing was"
+        " changed; choose another `spec.output.uri`, raise `spec.rerun`, or set"
+        " `spec.output.overwrite: true`"
+    )
+
+
+def published(file: JobFile) -> OutputManifest | None:
+    """Return this job's own result if it is already complete."""
+    manifest = read_manifest(claim_path(file.output, file.folders))
+    own = manifest is not None and manifest.uid == file.uid and manifest.run == file.run
+    return manifest if own else None
+
+
+def publish(file: JobFile, fill: Callable[[Path], OutputManifest]) -> OutputManifest:
+    """Fill the claimed folder and make it the result, by one rename."""
+    target = claim_path(file.output, file.folders)
+    folder = _incomplete(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name != OWNER_FILE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    manifest = fill(folder)
+    leave_out = frozenset({OWNER_FILE, MANIFEST_FILE})
+    manifest = manifest.model_copy(update={"files": describe_files(folder, leave_out=leave_out)})
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(by_alias=True, indent=1))
+    sync_tree(folder)
+    replaced = target.with_name(f".{target.name}.replaced")
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    folder.rename(target)
+    sync_folder(target.parent)
+    (target / OWNER_FILE).unlink(missing_ok=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return manifest
+
+
+def _incomplete(target: Path) -> Path:
+    return target.with_name(f"{target.name}.incomplete")
+
+
+def total_size(manifest: OutputManifest) -> int:
+    """Return the bytes of all files of an output."""
+    return sum(int(entry["size"]) for entry in manifest.files.values())
+
+
+def digest(manifest: OutputManifest) -> str:
+    """Return the digest of all files of an output."""
+    text = json.dumps(manifest.files, sort_keys=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

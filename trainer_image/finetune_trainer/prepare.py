@@ -1,0 +1,240 @@
+"""`prepare`: model and data, checked, brought into the cache, before any GPU is asked for."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_api.adapters import Lora, Method
+from finetune_api.contract import DatasetInput, JobFile, PreparedModel, PrepareResult
+from finetune_api.data import Data, Overlong
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.resolve import DEFAULT_LENGTH
+from finetune_api.status import DataCounts
+from finetune_api.training import Training
+from finetune_trainer import memory, outputs
+from finetune_trainer.adapters import check_modules
+from finetune_trainer.data.chat import ChatEncoder, Tokens
+from finetune_trainer.data.convert import registered_conversations
+from finetune_trainer.errors import DataError, UserError
+from finetune_trainer.files import folder_made_whole, remove_abandoned, write_whole
+from finetune_trainer.models import load_tokenizer, prepare_model
+
+COUNTS_FILE = "counts.json"
+DATA_LAYOUT = 1
+"""Raised when prepared data must be made anew although its inputs are the same."""
+
+
+def prepare(file: JobFile) -> PrepareResult:
+    """Return where model and data are, what was counted, and what the run will need.
+
+    Raises:
+        UserError, DataError: the job cannot work; the message says why.
+    """
+    outputs.require_usable(file)
+    found = inspect(file)
+    adopted = outputs.find_same(file, found.model.revision)
+    if adopted is None:
+        return found
+    return found.model_copy(update={"adopted": adopted.artifacts, "adopted_steps": adopted.steps})
+
+
+def inspect(file: JobFile) -> PrepareResult:
+    """Return what `prepare` finds and makes in the cache; no output is touched.
+
+    Raises:
+        UserError, DataError: the job cannot work; the message says why.
+    """
+    spec = file.job
+    assert spec is not None, "a prepare step has a job"
+    check_trainer_arguments(spec.training or Training())
+    model = prepare_model(spec.model, file.folders)
+    folder = Path(file.folders.cache) / model.folder
+    if spec.method is Method.LORA:
+        check_modules(spec.lora or Lora(), folder)
+    _check_length(spec.data or Data(), model)
+    data_folder, counts = prepare_data(file, spec, model)
+    trainable, needed = _estimate(spec, folder, model)
+    return PrepareResult(
+        model=model,
+        data_folder=str(data_folder.relative_to(file.folders.cache)),
+        data=counts,
+        memory_bytes=needed,
+        trainable_parameters=trainable,
+    )
+
+
+def check_trainer_arguments(training: Training) -> None:
+    """Check `extraArguments` against the trainer's own configuration class.
+
+    Raises:
+        UserError: it has no such argument, or refuses the value.
+    """
+    import dataclasses
+    import difflib
+
+    from trl import SFTConfig
+
+    known = {field.name: field for field in dataclasses.fields(SFTConfig)}
+    for name, value in (training.extra_arguments or {}).items():
+        path = f"`spec.training.extraArguments.{name}`"
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see TRL's SFTConfig for what there is"
+            raise UserError(f"{path} is no argument of the trainer; {hint}")
+        kind = str(known[name].type)
+        if isinstance(value, str) and not any(word in kind for word in ("str", "Strategy", "Any")):
+            raise UserError(f"{path} is {value!r}; it must be {kind}")
+
+
+def prepare_data(
+    file: JobFile, spec: FineTuneJobSpec, model: PreparedModel
+) -> tuple[Path, DataCounts]:
+    """Tokenise the job's rows once; the folder's name is made from everything they depend on."""
+    data, training = spec.data or Data(), spec.training or Training()
+    key = _data_key(file, data, training, model)
+    target = Path(file.folders.cache) / "data" / key
+    if (target / COUNTS_FILE).is_file():
+        return target, DataCounts.model_validate_json((target / COUNTS_FILE).read_text())
+    remove_abandoned(target.parent, key)
+    encoder = ChatEncoder(load_tokenizer(Path(file.folders.cache) / model.folder), data)
+    length = data.max_length or min(DEFAULT_LENGTH, model.max_length or DEFAULT_LENGTH)
+    collector = _Collector(encoder, data, length)
+    rows = [row for dataset in file.datasets for row in collector.read(dataset, file)]
+    rows = _sampled(rows, data.max_samples, training.seed)
+    if file.eval_datasets:
+        eval_rows = [row for dataset in file.eval_datasets for row in collector.read(dataset, file)]
+    else:
+        rows, eval_rows = _split(rows, data.validation_split, training.seed)
+    if not rows:
+        raise DataError(
+            "no row is left to train on; see `status.data` for what was dropped and why"
+        )
+    counts = DataCounts(
+        rows=len(rows),
+        eval_rows=len(eval_rows),
+        tokens=sum(len(row.input_ids) for row in rows),
+        trained_tokens=sum(sum(row.trained[1:]) for row in rows),
+        truncated_rows=collector.truncated,
+        dropped_rows=collector.dropped,
+    )
+    with folder_made_whole(target) as folder:
+        _save(rows, folder / "train")
+        if eval_rows:
+            _save(eval_rows, folder / "eval")
+        write_whole(folder / "chat_template.jinja", encoder.template)
+        write_whole(folder / COUNTS_FILE, counts.model_dump_json(by_alias=True))
+    return target, counts
+
+
+class _Collector:
+    """Encodes rows and counts what happens to them."""
+
+    def __init__(self, encoder: ChatEncoder, data: Data, length: int) -> None:
+        self._encoder, self._data, self._length = encoder, data, length
+        self.truncated = self.dropped = 0
+
+    def read(self, dataset: DatasetInput, file: JobFile) -> list[Tokens]:
+        """Return the rows of one registration that can be trained on."""
+        rows = []
+        for number, messages in enumerate(registered_conversations(dataset, file.folders), start=1):
+            row = self._cut(self._encoder.encode(messages), f"'{dataset.name}', row {number}")
+            if row is not None:
+                rows.append(row)
+        return rows
+
+    def _cut(self, row: Tokens, where: str) -> Tokens | None:
+        if len(row.input_ids) > self._length:
+            if self._data.overlong is Overlong.FAIL:
+                raise DataError(
+                    f"DatasetRegistration {where} has {len(row.input_ids)} tokens, `spec.data.maxLength`"
+                    f" is {self._length} and `overlong` is fail; raise maxLength or shorten the row"
+                )
+            if self._data.overlong is Overlong.DROP:
+                self.dropped += 1
+                return None
+            self.truncated += 1
+            row = Tokens(row.input_ids[: self._length], row.trained[: self._length])
+        if not any(row.trained[1:]):
+            self.dropped += 1
+            return None
+        return row
+
+
+def _sampled(rows: list[Tokens], limit: int | None, seed: int) -> list[Tokens]:
+    if limit is None or limit >= len(rows):
+        return rows
+    chosen = np.random.default_rng([seed, 1]).permutation(len(rows))[:limit]
+    return [rows[index] for index in sorted(chosen)]
+
+
+def _split(rows: list[Tokens], share: float | None, seed: int) -> tuple[list[Tokens], list[Tokens]]:
+    if share is None:
+        return rows, []
+    held = round(len(rows) * share)
+    if held == 0 or held == len(rows):
+        raise DataError(
+            f"`spec.data.validationSplit` {share} of {len(rows)} rows leaves {held} for evaluation and"
+            f" {len(rows) - held} for training; both must be at least 1"
+        )
+    chosen = set(np.random.default_rng([seed, 2]).permutation(len(rows))[:held].tolist())
+    return (
+        [row for index, row in enumerate(rows) if index not in chosen],
+        [rows[index] for index in sorted(chosen)],
+    )
+
+
+def _data_key(file: JobFile, data: Data, training: Training, model: PreparedModel) -> str:
+    parts: dict[str, Any] = {
+        "layout": DATA_LAYOUT,
+        "model": model.revision,
+        "data": data.model_dump(mode="json", exclude={"packing"}),
+        "seed": training.seed,
+        "datasets": [_identity(dataset) for dataset in file.datasets],
+        "eval": [_identity(dataset) for dataset in file.eval_datasets],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _identity(dataset: DatasetInput) -> dict[str, Any]:
+    kept = {"digest", "format", "columns", "tags"}
+    return {**dataset.model_dump(mode="json", include=kept), "limit": dataset.spec.max_samples}
+
+
+def _save(rows: list[Tokens], folder: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_dict({
+        "input_ids": [row.input_ids for row in rows],
+        "labels": [
+            [token if trained else -100 for token, trained in zip(row.input_ids, row.trained, strict=True)]
+            for row in rows
+        ],
+    }).save_to_disk(folder)  # fmt: skip
+
+
+def _check_length(data: Data, model: PreparedModel) -> None:
+    if data.max_length and model.max_length and data.max_length > model.max_length:
+        raise UserError(
+            f"`spec.data.maxLength` is {data.max_length}, but the model's positions end at"
+            f" {model.max_length}; lower it"
+        )
+
+
+def _estimate(spec: FineTuneJobSpec, folder: Path, model: PreparedModel) -> tuple[int, int]:
+    """Return the number of trained weights and the bytes one process is expected to need."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    hidden, layers = config.get("hidden_size", 1024), config.get("num_hidden_layers", 24)
+    inner = config.get("intermediate_size", 4 * hidden)
+    rank = (spec.lora or Lora()).rank or 16
+    shapes = [(hidden, hidden)] * 4 + [(hidden, inner)] * 2 + [(inner, hidden)]
+    full = spec.method is Method.FULL
+    trainable = model.parameters if full else layers * memory.lora_parameters(shapes, rank)
+    needed = memory.memory_bytes(
+        parameters=model.parameters, trainable=trainable, method=spec.method, half=False,
+        activation_tokens=layers * 2048, width=hidden,
+    )  # fmt: skip
+    return trainable, needed
