@@ -60,7 +60,8 @@ class Screen:
     def progress(self, key: Key, job: FineTuneJob) -> None:
         """Show how far a job is."""
         progress, metrics = job.status.progress, job.status.metrics
-        if progress is None or self._is_json or not progress.total_steps:
+        is_old = job.status.run != job.spec.rerun + 1
+        if progress is None or is_old or self._is_json or not progress.total_steps:
             return
         told = f"loss {metrics.loss or '-'}" if metrics else ""
         told += f"  eta {progress.eta}" if progress.eta else ""

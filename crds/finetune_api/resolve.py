@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from finetune_api.adapters import Lora, Method
@@ -34,12 +34,18 @@ class Machine:
     """What a job's processes run on."""
 
     gpus: int = 0
-    has_bf16: bool = False
+    gpus_have_bf16: bool = False
+    cpu_has_bf16: bool = False
 
     @property
     def device(self) -> str:
         """Return torch's name of the device."""
         return "cuda" if self.gpus else "cpu"
+
+    @property
+    def has_bf16(self) -> bool:
+        """Tell whether the device computes bf16 natively."""
+        return self.gpus_have_bf16 if self.gpus else self.cpu_has_bf16
 
 
 @dataclass
@@ -68,8 +74,10 @@ def machine_of(spec: FineTuneJobSpec, *, here: Machine | None) -> Machine:
     """Return what the job runs on; `here` is this computer under `finetune local`."""
     asked = spec.workers.gpus_per_node if spec.workers else None
     if asked is None:
-        return here or Machine(gpus=1, has_bf16=True)
-    return Machine(gpus=asked, has_bf16=here.has_bf16 if here else asked > 0)
+        return here or Machine(gpus=1, gpus_have_bf16=True)
+    if here is None:
+        return Machine(gpus=asked, gpus_have_bf16=True)
+    return replace(here, gpus=asked)
 
 
 def world_size(spec: FineTuneJobSpec, machine: Machine) -> int:
@@ -211,8 +219,10 @@ def _is_packed(spec: FineTuneJobSpec, choices: Choices) -> bool:
 def _precision(training: Training, machine: Machine, choices: Choices) -> str:
     if training.precision is not Precision.AUTO:
         return str(training.precision)
-    chosen = "bf16" if machine.gpus and machine.has_bf16 else "fp32"
-    return choices.given_or(None, chosen, path="training.precision", why=f"device {machine.device}")
+    chosen = "bf16" if machine.has_bf16 else "fp32"
+    known = "computes" if machine.has_bf16 else "is not known to compute"
+    why = f"this {machine.device} device {known} bf16 natively"
+    return choices.given_or(None, chosen, path="training.precision", why=why)
 
 
 def _checkpointing(training: Training, parameters: int, machine: Machine) -> bool:

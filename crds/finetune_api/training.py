@@ -74,7 +74,7 @@ class Training(Model):
     optimizer: Optimizer | None = None
     """Optimizer. Unset: `adamw_torch_fused`."""
     precision: Precision = Precision.AUTO
-    """`auto`: bf16 on GPUs that have it, else fp32."""
+    """`auto`: bf16 where the device computes it natively, else fp32."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
     """Gradients are scaled down to this norm; 0 turns clipping off."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0

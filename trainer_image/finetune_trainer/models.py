@@ -117,10 +117,12 @@ def _from_gguf(path: Path, folders: Folders) -> PreparedModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         arguments: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+        print(f"Dequantising {path.name}, once", flush=True)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **arguments)
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **arguments)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config  # the weights are no longer quantised
+        # The weights are no longer quantised, whatever the file was.
+        model.hf_quantizer = None
+        del model.config.quantization_config
         with folder_made_whole(target) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -14,9 +14,9 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from finetune_trainer.batch_plan import BatchPlan
+from finetune_trainer.loss import IGNORED, summed_loss
 
 StepIndex = tuple[int, int]
-IGNORED = -100
 
 
 class PlanRows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -90,7 +90,6 @@ class PlanTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         self._plan, self._eval_plan = plan, eval_plan
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **parts)
         self.trained_tokens = self.tokens = 0
-        self.stop_requested = False
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of steps; not through accelerate, which would deal them out again."""
@@ -137,12 +136,10 @@ class PlanTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
     ) -> Any:
         """Return this micro-batch's share of the step's mean loss, times the world size.
 
-        The reduction averages over ranks; the factor makes it a sum again. `fused_lm_head` is TRL's
-        chunked head: log-probabilities of the trained tokens without the full logits.
+        The reduction averages over ranks; the factor makes it a sum again.
         """
         assert not return_outputs, "the plan's own evaluation needs losses only"
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        share = -outputs.log_probs.sum() / max(int(num_items_in_batch), 1)
+        share = summed_loss(model, inputs) / max(int(num_items_in_batch), 1)
         return share * self.accelerator.num_processes
 
     def evaluate(
@@ -150,18 +147,15 @@ class PlanTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
     ) -> dict[str, float]:
         """Return the mean loss over the trained tokens of the evaluation rows."""
         assert self._eval_plan is not None, "evaluation is scheduled only with data"
-        loader = self._loader(self.eval_dataset, self._eval_plan)
+        del eval_dataset, ignore_keys
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
         tokens = 0
         self.model.eval()
-        for step in loader:
+        for step in self._loader(self.eval_dataset, self._eval_plan):
             tokens += step["trained_tokens"]
             for batch in step["micro"]:
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    outputs = self.model_wrapped_for_evaluation(
-                        **self._prepare_inputs(batch), use_cache=False, fused_lm_head=True
-                    )
-                total -= outputs.log_probs.sum().double()
+                    total += summed_loss(self.model, self._prepare_inputs(batch)).double()
             if self.on_evaluation_step:
                 self.on_evaluation_step()
         total = self.accelerator.reduce(total, reduction="sum")
@@ -174,12 +168,6 @@ class PlanTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
 
     on_evaluation_step: Any = None
     """Called after each step of an evaluation, so that a watchdog sees it move."""
-
-    @property
-    def model_wrapped_for_evaluation(self) -> torch.nn.Module:
-        """Return the model to evaluate with."""
-        model: torch.nn.Module = self.model
-        return model
 
     def get_total_train_batch_size(self, args: SFTConfig) -> int:
         """Return the dataset rows of an optimizer step over all ranks."""

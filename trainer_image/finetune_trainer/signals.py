@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from finetune_api.contract import ExitCode, JobFile
 STOP_FILE = "stop"
 HEARTBEAT_FILE = "heartbeat"
 BEAT_SECONDS = 1.0
+STDIN = 0
 
 
 class _State:
@@ -36,7 +36,8 @@ def install(file: JobFile) -> None:
 
 def _end_with_supervisor() -> None:
     """End at once when the supervisor is gone: nobody would watch, stop or report this process."""
-    sys.stdin.buffer.read()
+    while os.read(STDIN, 1):  # unbuffered: a buffered reader's lock breaks the interpreter's end
+        pass
     os._exit(ExitCode.INFRASTRUCTURE)
 
 

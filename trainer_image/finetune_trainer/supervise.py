@@ -71,7 +71,8 @@ class Supervisor:
 
     def _stop_with_parent(self) -> None:
         # Nobody ever writes to this pipe: it ends when the process that started us does.
-        sys.stdin.buffer.read()
+        while os.read(0, 1):
+            pass
         self._stop_was_requested = True
         self.stop()
 

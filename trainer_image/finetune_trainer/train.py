@@ -6,10 +6,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
+from transformers import PrinterCallback
 from trl import SFTConfig
 
 from finetune_api.adapters import Lora, Method
@@ -19,6 +21,7 @@ from finetune_api.status import Resolved
 from finetune_api.training import Training
 from finetune_trainer import checkpoints, outputs, publish, signals
 from finetune_trainer.adapters import lora_config
+from finetune_trainer.attention import use_packed_attention
 from finetune_trainer.batch_plan import BatchPlan
 from finetune_trainer.callbacks import RunCallback, best_step
 from finetune_trainer.errors import Evicted, UserError
@@ -58,6 +61,7 @@ def train(file: JobFile) -> TrainResult | None:
         else "float32"
     )
     model = load_model(run.model_folder, dtype=dtype, attention=run.spec.model.attention)
+    _choose_attention(run, model)
     signals.beat()
     first_rank = int(os.environ.get("RANK", "0")) == 0
     reporter = ProgressReporter(
@@ -76,6 +80,7 @@ def train(file: JobFile) -> TrainResult | None:
         peft_config=lora_config(run.spec.lora or Lora(), run.resolved) if is_lora else None,
         callbacks=[callback],
     )
+    trainer.remove_callback(PrinterCallback)  # our own line says the same, readably
     callback.attach(trainer)
     _start_folder(file, resume, reporter, first_rank=first_rank)
     _stop_if_told(file)
@@ -97,6 +102,13 @@ def _run(file: JobFile) -> Run:
         model_folder=cache / file.prepared.model.folder,
         data_folder=cache / file.prepared.data_folder,
     )
+
+
+def _choose_attention(run: Run, model: Any) -> None:
+    """On the CPU a mask over a whole pack costs more than the rows; GPUs have kernels for it."""
+    if run.resolved.packing == "packed" and run.resolved.device == "cpu":
+        kind = "row by row" if use_packed_attention(model) else "masked (this model's own kind)"
+        print(f"Attention over packed rows: {kind}", flush=True)
 
 
 def _stop_if_told(file: JobFile) -> None:

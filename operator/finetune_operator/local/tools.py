@@ -28,7 +28,7 @@ from finetune_operator.local.machine import this_machine
 from finetune_operator.local.processes import Processes
 from finetune_operator.local.store import Store, write_whole
 from finetune_operator.plan import Key, Observed
-from finetune_operator.steps import prepare
+from finetune_operator.steps import prepare, train
 from finetune_operator.steps.files import base_folder, run_output
 
 FOLLOW_SECONDS = 0.3
