@@ -35,14 +35,29 @@ def a_job(name: str = "tiny", **spec: Any) -> dict[str, Any]:
         "model": {"uri": "file://model"},
         "datasets": [{"name": "rows"}],
         "lora": {"rank": 4, "dropout": 0.1},
-        "training": {"maxSteps": 6, "globalBatchSize": 4, "learningRate": 1e-2, "precision": "fp32"},
+        "training": {
+            "maxSteps": 6,
+            "globalBatchSize": 4,
+            "learningRate": 1e-2,
+            "precision": "fp32",
+        },
         "workers": {"gpusPerNode": 0},
         "checkpoint": {"everySteps": 2},
     }
-    return {"apiVersion": API, "kind": "FineTuneJob", "metadata": {"name": name}, "spec": merged(base, spec)}
+    return {
+        "apiVersion": API,
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": merged(base, spec),
+    }
 
 
 def an_export(name: str = "merged", **spec: Any) -> dict[str, Any]:
     """Return a ModelExport manifest."""
     base: dict[str, Any] = {"source": {"jobRef": {"name": "tiny"}}, "format": "huggingface"}
-    return {"apiVersion": API, "kind": "ModelExport", "metadata": {"name": name}, "spec": merged(base, spec)}
+    return {
+        "apiVersion": API,
+        "kind": "ModelExport",
+        "metadata": {"name": name},
+        "spec": merged(base, spec),
+    }

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,29 @@ import pytest
 import yaml
 
 from tests.fakes.tiny import alpaca_rows, tiny_model, write_jsonl
+from tests.fakes.warm_python import write_client
 
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 RUN_TIMEOUT_SECONDS = 300
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return a `python` that has the trainer's libraries imported already."""
+    folder = tmp_path_factory.mktemp("warm")
+    path = folder / "socket"
+    environment = {**os.environ, **PINNED}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes.warm_python", str(path)], env=environment
+    )
+    try:
+        until = time.monotonic() + RUN_TIMEOUT_SECONDS
+        while not path.exists() and time.monotonic() < until and server.poll() is None:
+            time.sleep(0.05)
+        yield str(write_client(folder / "python", path))
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +49,7 @@ class Place:
     """A folder with a model, data and manifests, and the `finetune local` that works on it."""
 
     folder: Path
+    python: str
 
     def write(self, *manifests: dict[str, Any], name: str = "job.yaml") -> Path:
         """Write manifests into one file."""
@@ -39,12 +62,16 @@ class Place:
         state = ["--state", str(self.folder / "state")]
         return [sys.executable, "-m", "finetune_cli", "local", arguments[0], *state, *arguments[1:]]
 
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment of a run: one thread, no network, the fast `python`."""
+        return {**os.environ, **PINNED, "FINETUNE_TRAINER_PYTHON": self.python, **more}
+
     def finetune(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `finetune local` to its end."""
         return subprocess.run(
             self.command(*arguments),
             cwd=self.folder,
-            env={**os.environ, **PINNED, **environment},
+            env=self.environment(**environment),
             capture_output=True,
             text=True,
             timeout=RUN_TIMEOUT_SECONDS,
@@ -61,9 +88,14 @@ class Place:
         return self.state / "claims" / f"{job}-output" / "default" / job / f"run-{run}"
 
 
-@pytest.fixture
-def place(tmp_path: Path, model_folder: Path) -> Place:
+def make_place(folder: Path, model_folder: Path, python: str) -> Place:
     """Return a folder with the tiny model and 24 rows."""
-    (tmp_path / "model").symlink_to(model_folder)
-    write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(24))
-    return Place(tmp_path)
+    (folder / "model").symlink_to(model_folder)
+    write_jsonl(folder / "rows.jsonl", alpaca_rows(24))
+    return Place(folder, python)
+
+
+@pytest.fixture
+def place(tmp_path: Path, model_folder: Path, warm_python: str) -> Place:
+    """Return a folder with the tiny model and 24 rows."""
+    return make_place(tmp_path, model_folder, warm_python)

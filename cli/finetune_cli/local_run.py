@@ -16,11 +16,10 @@ from finetune_api.errors import Refusal
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.objects import dump
 from finetune_cli.manifests import Manifest
-from finetune_operator.local.backend import LocalBackend
 from finetune_operator.local.driver import AlreadyDriven, Driver, driving
 from finetune_operator.local.store import Store
+from finetune_operator.local.tools import artifact_path
 from finetune_operator.plan import Event, Key
-from finetune_operator.steps.files import base_folder
 
 LOG_LINES_EVERY_SECONDS = 5.0
 FOLLOW_SECONDS = 0.5
@@ -206,7 +205,7 @@ def report(store: Store, keys: list[Key], screen: Screen, output: str) -> int:
 
 def _tell_results(store: Store, key: Key, job: FineTuneJob, screen: Screen) -> None:
     for artifact in job.status.artifacts:
-        path = LocalBackend.path_in(store, artifact.uri, base_folder(job.metadata))
+        path = artifact_path(store, job, artifact.uri)
         screen.say(f"  {artifact.kind:<12}{_short(path)}")
         if artifact.kind in ("adapter", "model"):
             screen.say(f"  {'log':<12}{_short(path / 'trainer_log.jsonl')}")

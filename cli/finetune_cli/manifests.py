@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finetune_api.errors import Refusal
 from finetune_api.objects import KINDS, SHORT_NAMES
 from finetune_api.yaml_reader import ManifestError, read_documents
@@ -23,8 +21,13 @@ class Manifest:
     @property
     def label(self) -> str:
         """Return `Kind/name`, as far as it can be told."""
-        name = (self.body.get("metadata") or {}).get("name", "?")
-        return f"{self.body.get('kind', '?')}/{name}"
+        return f"{self.body.get('kind', '?')}/{_name(self.body) or '?'}"
+
+
+def _name(body: dict[str, Any]) -> str:
+    """Return an object's name, or nothing where it has none."""
+    metadata = body.get("metadata")
+    return str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
 
 
 def load_manifests(files: list[Path], settings: list[str]) -> list[Manifest]:
@@ -33,27 +36,34 @@ def load_manifests(files: list[Path], settings: list[str]) -> list[Manifest]:
     Raises:
         Refusal: a file cannot be read, or a setting fits nothing.
     """
-    manifests = []
-    for path in _expanded(files):
-        try:
-            text = path.read_text(encoding="utf-8")
-            documents = read_documents(text, source=str(path))
-        except UnicodeDecodeError as error:
-            raise Refusal(
-                [f"{path}: byte {error.start} is not valid UTF-8; save the file as UTF-8"]
-            ) from error
-        except ManifestError as error:
-            raise Refusal([str(error)]) from error
-        manifests += [Manifest(body, path) for body in documents]
+    manifests = [Manifest(body, path) for path in _expanded(files) for body in _documents(path)]
     if not manifests:
+        names = ", ".join(map(str, files))
         raise Refusal(
-            [
-                f"{', '.join(map(str, files))}: no object; a manifest has apiVersion, kind, metadata, spec"
-            ]
+            [f"{names}: no object; write a manifest with apiVersion, kind, metadata and spec"]
         )
     for setting in settings:
         _apply_setting(manifests, setting)
     return sorted(manifests, key=lambda manifest: ORDER.get(str(manifest.body.get("kind")), 9))
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of one file.
+
+    Raises:
+        Refusal: it cannot be read.
+    """
+    try:
+        return read_documents(path.read_text(encoding="utf-8"), source=str(path))
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            [f"{path}: byte {error.start} is not valid UTF-8; save the file as UTF-8"]
+        ) from error
+    except OSError as error:
+        raise Refusal([f"{path}: {error.strerror}; make the file readable"]) from error
+    except ManifestError as error:
+        advice = "" if ";" in str(error) else "; correct it there"
+        raise Refusal([f"{error}{advice}"]) from error
 
 
 def _expanded(files: list[Path]) -> list[Path]:
@@ -74,32 +84,47 @@ def _apply_setting(manifests: list[Manifest], setting: str) -> None:
         setting.rpartition(":") if ":" in setting.split("=", 1)[0] else ("", "", setting)
     )
     path, equals, text = assignment.partition("=")
-    if not equals or not path:
+    if not equals or not all(path.split(".")):
         raise Refusal([f"--set {setting}: it must be PATH=VALUE, e.g. spec.training.maxSteps=10"])
     kind, _, name = (target or "FineTuneJob/").partition("/")
     kind = SHORT_NAMES.get(kind, kind)
     chosen = [
         manifest.body
         for manifest in manifests
-        if manifest.body.get("kind") == kind
-        and (not name or (manifest.body.get("metadata") or {}).get("name") == name)
+        if manifest.body.get("kind") == kind and (not name or _name(manifest.body) == name)
     ]
     if not chosen:
-        raise Refusal([f"--set {setting}: there is no {kind} {name or 'in these files'}"])
-    value = yaml.safe_load(text) if text else None
-    if isinstance(value, str):
-        value = read_documents(f"value: {text}", source="--set")[0]["value"]
+        there = ", ".join(sorted({manifest.label for manifest in manifests}))
+        wanted = f"{kind} '{name}'" if name else kind
+        raise Refusal([f"--set {setting}: these files hold no {wanted}; name one of {there}"])
+    value = _value(text, setting)
     for body in chosen:
         _set(body, path.split("."), value, setting)
 
 
+def _value(text: str, setting: str) -> Any:
+    """Return what a text stands for in a manifest; nothing, to leave a field out.
+
+    Raises:
+        Refusal: it is no YAML.
+    """
+    try:
+        return read_documents(f"value: {text}", source="")[0]["value"]
+    except ManifestError as error:
+        problem = str(error).partition(": ")[2]
+        raise Refusal(
+            [f"--set {setting}: '{text}' is no value ({problem}); correct it, or put it in quotes"]
+        ) from error
+
+
 def _set(body: dict[str, Any], parts: list[str], value: Any, setting: str) -> None:
     node: Any = body
-    for part in parts[:-1]:
+    for place, part in enumerate(parts[:-1], start=1):
         node = node.setdefault(part, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):
+            whole = ".".join(parts[:place])
             raise Refusal(
-                [f"--set {setting}: `{part}` holds no fields; set the whole value instead"]
+                [f"--set {setting}: `{whole}` holds no fields; set it whole: {whole}=VALUE"]
             )
     if value is None:
         node.pop(parts[-1], None)
@@ -111,7 +136,7 @@ def kind_of(word: str) -> str:
     """Return the kind that a word on the command line means.
 
     Raises:
-        Refusal: none.
+        Refusal: it means none.
     """
     for kind in KINDS:
         if word.lower() in (kind.lower(), f"{kind.lower()}s"):

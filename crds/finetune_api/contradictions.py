@@ -47,6 +47,11 @@ def _device_contradictions(
             " lower it, or remove it to use what is there"
         )
     precision = (spec.training or Training()).precision
+    if precision is Precision.BF16 and here is not None and machine.gpus and not machine.has_bf16:
+        found.append(
+            "`spec.training.precision` is bf16, which this computer's GPU does not compute; use fp16"
+            " or fp32"
+        )
     if precision is Precision.FP16 and not machine.gpus:
         found.append(
             "`spec.training.precision` is fp16, which needs a GPU; use fp32, or bf16 where the"
@@ -70,7 +75,7 @@ def _batch_contradictions(training: Training, world: int) -> list[str]:
     if batch % world:
         return [
             f"`spec.training.globalBatchSize` is {batch}; it must be a multiple of the {world}"
-            f" training processes, e.g. {max(batch // world, 1) * world}"
+            f" training processes; set e.g. {max(batch // world, 1) * world}"
         ]
     if accumulation and batch % (world * accumulation):
         return [
@@ -87,6 +92,11 @@ def _batch_contradictions(training: Training, world: int) -> list[str]:
 
 def _other_contradictions(spec: FineTuneJobSpec) -> list[str]:
     found = []
+    if spec.model.revision and not spec.model.uri.startswith("hf://"):
+        found.append(
+            f"`spec.model.revision` is {spec.model.revision!r}, but only `hf://` locations have"
+            f" revisions, and the uri is {spec.model.uri}; remove it"
+        )
     if (
         spec.data
         and spec.data.packing is Packing.PACKED

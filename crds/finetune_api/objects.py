@@ -1,13 +1,14 @@
 """The kinds of the API, and how a manifest becomes one of them."""
 
 import json
+import re
 from typing import Any
 
 from pydantic import ValidationError
 
 from finetune_api.base import API_VERSION, Model
 from finetune_api.datasetregistration import DatasetRegistration
-from finetune_api.errors import Refusal, explain, shown
+from finetune_api.errors import Refusal, explain, nearest, shown
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelexport import ModelExport
 
@@ -18,6 +19,8 @@ KINDS: dict[str, type[Resource]] = {
     "FineTuneJob": FineTuneJob,
     "ModelExport": ModelExport,
 }
+TOP_FIELDS = ("apiVersion", "kind", "metadata", "spec", "status")
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SHORT_NAMES = {"ftj": "FineTuneJob", "dreg": "DatasetRegistration", "mex": "ModelExport"}
 
 
@@ -32,23 +35,40 @@ def parse(body: dict[str, Any]) -> Resource:
     Raises:
         Refusal: every problem found, each naming its field.
     """
-    kind = body.get("kind")
-    if kind not in KINDS:
-        raise Refusal([f"`kind`: {shown(kind)} is unknown; it must be one of {', '.join(KINDS)}"])
-    if body.get("apiVersion") != API_VERSION:
-        version = shown(body.get("apiVersion"))
-        raise Refusal([f"`apiVersion`: {version} is unknown; it must be '{API_VERSION}'"])
-    known = {"apiVersion", "kind", "metadata", "spec", "status"}
-    if unknown := sorted(set(body) - known):
-        raise Refusal([f"`{unknown[0]}`: unknown field; known here: {', '.join(sorted(known))}"])
+    kind = _kind(body)
+    if unknown := sorted(set(body) - set(TOP_FIELDS)):
+        raise Refusal([f"`{name}`: unknown field; {nearest(name, TOP_FIELDS)}" for name in unknown])
     fields = {key: value for key, value in body.items() if key not in ("apiVersion", "kind")}
     try:
         # As JSON and strict: an API server does not take "16" for 16 either.
-        return KINDS[kind].model_validate_json(
+        resource = KINDS[kind].model_validate_json(
             json.dumps(_without_nulls(fields)), strict=True, by_alias=True, by_name=False
         )
     except ValidationError as error:
         raise Refusal(explain(error, root=KINDS[kind], path="")) from error
+    namespace = resource.metadata.namespace
+    if not NAMESPACE.fullmatch(namespace):
+        raise Refusal([
+            f"`metadata.namespace`: {shown(namespace)} is refused; it must be 1 to 63 lower-case"
+            " letters, digits and '-', no '-' at an end; change it accordingly"
+        ])  # fmt: skip
+    return resource
+
+
+def _kind(body: dict[str, Any]) -> str:
+    """Return the kind of a manifest.
+
+    Raises:
+        Refusal: it, or its version, is none of ours.
+    """
+    kind, version = body.get("kind"), body.get("apiVersion")
+    if not isinstance(kind, str) or kind not in KINDS:
+        state = "missing" if kind is None else f"{shown(kind)} is unknown"
+        raise Refusal([f"`kind`: {state}; it must be one of {', '.join(KINDS)}; set it to one"])
+    if version != API_VERSION:
+        state = "missing" if version is None else f"{shown(version)} is unknown"
+        raise Refusal([f"`apiVersion`: {state}; it must be '{API_VERSION}'; write that"])
+    return kind
 
 
 def dump(resource: Model) -> dict[str, Any]:

@@ -34,7 +34,9 @@ def tiny_tokenizer(*, special: list[str] | None = None, template: str | None = C
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=tokens[0], bos_token=tokens[0])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=tokens[0], bos_token=tokens[0]
+    )
     fast.chat_template = template
     fast.add_special_tokens({"additional_special_tokens": tokens})
     return fast

@@ -10,7 +10,9 @@ from tests.conftest import Place
 
 @pytest.mark.timeout(300)
 def test_a_manifest_becomes_an_adapter(place: Place) -> None:
-    manifest = place.write(a_dataset(), a_job(exports=[{"name": "merged", "format": "huggingface"}]))
+    manifest = place.write(
+        a_dataset(), a_job(exports=[{"name": "merged", "format": "huggingface"}])
+    )
     ran = place.finetune("run", str(manifest), "-o", "json")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     objects = {item["kind"]: item for item in json.loads(ran.stdout)}

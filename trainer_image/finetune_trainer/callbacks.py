@@ -17,7 +17,7 @@ from finetune_trainer.errors import UserError
 from finetune_trainer.progress import ProgressReporter, duration
 
 
-class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+class RunCallback(TrainerCallback):
     """Reports, saves and stops; all ranks decide the same."""
 
     def __init__(self, file: JobFile, reporter: ProgressReporter, *, is_first_rank: bool) -> None:

@@ -8,6 +8,7 @@ StepError
 └── Evicted          we were told to stop, and saved
 """
 
+import errno
 from typing import ClassVar
 
 from finetune_api.contract import ExitCode
@@ -49,6 +50,26 @@ class Evicted(StepError):
     exit_code = ExitCode.EVICTED
 
 
+# torch writes archives in C++ and says no more than this when the device is full.
+WRITE_FAILURES = (
+    "No space left on device",
+    "PytorchStreamWriter",
+    "iostream error",
+    "inline_container",
+)
+
+
+def _failed_to_write(error: BaseException | None) -> bool:
+    """Tell whether an error, or one it came from, means that a file could not be written."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            return True
+        if any(words in str(error) for words in WRITE_FAILURES):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def classify(error: BaseException) -> StepError | None:
     """Return the class of failure that a library's exception means; None: a defect of ours."""
     if isinstance(error, StepError):
@@ -63,9 +84,10 @@ def classify(error: BaseException) -> StepError | None:
             f"memory ran out ({text.splitlines()[0] if text else 'MemoryError'}); lower"
             " `training.perDeviceBatchSize` or `data.maxLength`"
         )
-    if "No space left on device" in text or getattr(error, "errno", None) == 28:
+    if _failed_to_write(error):
         return Infrastructure(
-            f"the disk is full ({text.splitlines()[0]}); free space, or use a larger claim"
+            f"a file could not be written ({text.splitlines()[0]}); is the disk full? free space, or use a"
+            " larger claim"
         )
     if isinstance(error, PermissionError):
         return UserError(

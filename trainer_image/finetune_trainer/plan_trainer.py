@@ -74,7 +74,7 @@ class StepCollator:
         return {**item, "micro": [dict(self._collate(rows)) for rows in item["micro"]]}
 
 
-class PlanTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
+class PlanTrainer(SFTTrainer):
     """SFTTrainer whose steps come from a plan and whose loss is exact over all ranks."""
 
     def __init__(
@@ -99,7 +99,7 @@ class PlanTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         rank = self.accelerator.process_index
         return DataLoader(
             PlanRows(rows, plan, rank),
-            batch_sampler=PlanSampler(plan),  # type: ignore[arg-type]
+            batch_sampler=PlanSampler(plan),
             collate_fn=StepCollator(self.processing_class.pad_token_id, packed=plan.packed),
             generator=torch.Generator(),
             num_workers=self.args.dataloader_num_workers,
@@ -166,6 +166,7 @@ class PlanTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
         )
         return metrics
 
+    control: Any
     on_evaluation_step: Any = None
     """Called after each step of an evaluation, so that a watchdog sees it move."""
 

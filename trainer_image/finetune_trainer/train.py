@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from finetune_api.adapters import Lora, Method
@@ -49,26 +49,49 @@ def train(file: JobFile) -> TrainResult | None:
     """
     if (done := outputs.published(file)) is not None:
         return TrainResult(steps=done.steps, total_steps=done.steps, artifacts=done.artifacts)
-    run = _run(file)
+    run = run_of(file)
     resume = checkpoints.newest_complete(file)
     _stop_if_told(file)
-    rows, eval_rows = _rows(run, "train"), _rows(run, "eval")
-    tokenizer = load_tokenizer(run.model_folder)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    dtype = (
-        "bfloat16"
-        if run.resolved.precision == "bf16" and run.spec.method is Method.LORA
-        else "float32"
-    )
-    model = load_model(run.model_folder, dtype=dtype, attention=run.spec.model.attention)
-    _choose_attention(run, model)
-    signals.beat()
     first_rank = int(os.environ.get("RANK", "0")) == 0
     reporter = ProgressReporter(
         file, total_steps=run.resolved.total_steps, first_step=resume.step if resume else 0
     )
     callback = RunCallback(file, reporter, is_first_rank=first_rank)
+    trainer = build_trainer(run, callback)
+    callback.attach(trainer)
+    _start_folder(file, resume, reporter, first_rank=first_rank)
+    _stop_if_told(file)
+    trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+    if callback.stopped_by_signal and trainer.state.global_step < run.resolved.total_steps:
+        raise Evicted(
+            f"told to stop; saved at step {trainer.state.global_step} of {run.resolved.total_steps}"
+        )
+    return _finish(run, trainer, callback, reporter) if first_rank else None
+
+
+def run_of(file: JobFile) -> Run:
+    """Return the run that a job file describes."""
+    assert file.job and file.resolved and file.prepared, "a train step has all three"
+    cache = Path(file.folders.cache)
+    return Run(
+        file=file,
+        spec=file.job,
+        resolved=file.resolved,
+        model_folder=cache / file.prepared.model.folder,
+        data_folder=cache / file.prepared.data_folder,
+    )
+
+
+def build_trainer(run: Run, callback: TrainerCallback) -> PlanTrainer:
+    """Load model, tokenizer and rows, and return the trainer of a run."""
+    rows, eval_rows = _rows(run, "train"), _rows(run, "eval")
+    tokenizer = load_tokenizer(run.model_folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     is_lora = run.spec.method is Method.LORA
+    dtype = "bfloat16" if run.resolved.precision == "bf16" and is_lora else "float32"
+    model = load_model(run.model_folder, dtype=dtype, attention=run.spec.model.attention)
+    _choose_attention(run, model)
+    signals.beat()
     trainer = PlanTrainer(
         model=model,
         args=_arguments(run),
@@ -81,27 +104,7 @@ def train(file: JobFile) -> TrainResult | None:
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # our own line says the same, readably
-    callback.attach(trainer)
-    _start_folder(file, resume, reporter, first_rank=first_rank)
-    _stop_if_told(file)
-    trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
-    if callback.stopped_by_signal and trainer.state.global_step < run.resolved.total_steps:
-        raise Evicted(
-            f"told to stop; saved at step {trainer.state.global_step} of {run.resolved.total_steps}"
-        )
-    return _finish(run, trainer, callback, reporter) if first_rank else None
-
-
-def _run(file: JobFile) -> Run:
-    assert file.job and file.resolved and file.prepared, "a train step has all three"
-    cache = Path(file.folders.cache)
-    return Run(
-        file=file,
-        spec=file.job,
-        resolved=file.resolved,
-        model_folder=cache / file.prepared.model.folder,
-        data_folder=cache / file.prepared.data_folder,
-    )
+    return trainer
 
 
 def _choose_attention(run: Run, model: Any) -> None:
@@ -170,7 +173,7 @@ def _arguments(run: Run) -> SFTConfig:
             eval_steps=resolved.eval_steps,
             save_strategy="steps" if resolved.checkpoint_steps else "no",
             save_steps=resolved.checkpoint_steps or total,
-            gradient_checkpointing=resolved.activation_checkpointing,
+            activation_checkpointing=resolved.activation_checkpointing,
             average_tokens_across_devices=True,
             ddp_find_unused_parameters=False,
             dataset_kwargs={"skip_prepare_dataset": True},

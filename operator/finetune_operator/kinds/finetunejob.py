@@ -15,7 +15,7 @@ from finetune_operator.kinds.report import failed, transition
 from finetune_operator.plan import Observed, Plan, StepRun
 from finetune_operator.steps import export, prepare, train
 from finetune_operator.steps.attempts import Advance, Policy, advance
-from finetune_operator.steps.files import output_root
+from finetune_operator.steps.files import export_output, output_root
 from finetune_operator.steps.naming import run_name
 
 PURPOSES = {"sft": ("conversation",)}
@@ -194,9 +194,7 @@ def _pipeline(
         status = jobstatus.trained(job, _closed(status, step), step.result, now)
     for wanted in job.spec.exports or []:
         name = export.step_name(wanted)
-        if any(
-            a.uri == export.export_output(job, status.run, wanted.name) for a in status.artifacts
-        ):
+        if any(a.uri == export_output(job, status.run, wanted.name) for a in status.artifacts):
             continue
         step = _advance(job, status, observed, name, now, prepared)
         if step.result is None or step.result.exported is None:

@@ -1,5 +1,6 @@
 """What every kind tells people: phase, reason, message, conditions, events of transitions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
@@ -19,7 +20,7 @@ class Told:
     phase: str
     reason: str
     message: str
-    conditions: dict[str, bool | None] = field(default_factory=dict)
+    conditions: Mapping[str, bool | None] = field(default_factory=dict)
     """Type → holds, does not, or None: not known yet. Reason and message are those above."""
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,6 +23,11 @@ from finetune_operator.plan import Key, ObservedRun, StepRun
 
 OWNER_FILE = "owner.json"
 LOCK_FILE = "lock"
+
+
+def trainer_python() -> str:
+    """Return the Python that has the trainer; `FINETUNE_TRAINER_PYTHON` where it is not this one."""
+    return os.environ.get("FINETUNE_TRAINER_PYTHON", sys.executable)
 
 
 class Processes:
@@ -73,7 +79,7 @@ class Processes:
         with (folder / LOCK_FILE).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             child = subprocess.Popen(
-                [sys.executable, "-m", "finetune_trainer", "run", "--stop-on-eof",
+                [trainer_python(), "-m", "finetune_trainer", "run", "--stop-on-eof",
                  "--job-file", str(folder / JOB_FILE)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

@@ -162,7 +162,7 @@ class Store:
     def _writing(self) -> Iterator[None]:
         """Let one process at a time change objects."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "objects.lock").open("w") as lock:
+        with (self.root / "objects.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

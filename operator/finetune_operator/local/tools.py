@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from finetune_operator.conditions import is_true
 from finetune_operator.local.backend import LocalBackend
 from finetune_operator.local.driver import AlreadyDriven, Driver, driving
 from finetune_operator.local.machine import this_machine
-from finetune_operator.local.processes import Processes
+from finetune_operator.local.processes import Processes, trainer_python
 from finetune_operator.local.store import Store, write_whole
 from finetune_operator.plan import Key, Observed
 from finetune_operator.steps import prepare, train
@@ -42,6 +41,11 @@ def events_of(store: Store, key: Key) -> list[dict[str, str]]:
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line["object"] == "/".join(key)]
+
+
+def artifact_path(store: Store, job: FineTuneJob, uri: str) -> Path:
+    """Return where an artifact of a job lies on this computer."""
+    return LocalBackend.path_in(store, uri, base_folder(job.metadata))
 
 
 def log_lines(store: Store, key: Key, *, step: str, follow: bool) -> Iterator[str]:
@@ -78,7 +82,7 @@ def interactive_step(mode: str, job_file: Path) -> Iterator[subprocess.Popen[str
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    command = [sys.executable, "-m", "finetune_trainer", mode, "--job-file", str(job_file)]
+    command = [trainer_python(), "-m", "finetune_trainer", mode, "--job-file", str(job_file)]
     with (job_file.parent / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
             command,

@@ -5,6 +5,7 @@ The ids are those of the tokenizer's own chat template: what serving will see. T
 assistant begins and ends follows from the difference.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from finetune_api.data import Data, TrainOn
 from finetune_trainer.data.formats.layout import Message
 from finetune_trainer.errors import UserError
 
-GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>|<(?:start|end)_of_turn>")
-# Private-use characters around text that must not become a control token; never in real text.
-OPEN, CLOSE = "\ue000", "\ue001"
+# Private-use characters, never in real text: around text that must not become a control token (the
+# ones transformers marks it with), and behind the text of an assistant's turn.
+OPEN, CLOSE, STOP = "\U000f0000", "\U000f0001", "\U000f0002"
 Span = tuple[int, int]
 
 
@@ -42,8 +44,13 @@ def named_template(name: str) -> str:
 
 
 def serving_template(source: str) -> str:
-    """Return a template without generation markers, which not every server knows."""
-    return GENERATION.sub("", source)
+    """Return a template without generation markers, which not every server knows.
+
+    A block stands in for each: to remove a marker would change the white space around it.
+    """
+    return GENERATION.sub(
+        lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source
+    )
 
 
 class ChatEncoder:
@@ -63,10 +70,16 @@ class ChatEncoder:
         if data.enable_thinking is not None:
             self._kwargs["enable_thinking"] = data.enable_thinking
         added = tokenizer.added_tokens_decoder.values()
+        written = [token for token in added if token.special or token.content in self.template]
         # An assistant may write added tokens that are not special, such as <think>; nobody may end
         # a turn from within a text.
-        self._special = _pattern([token.content for token in added if token.special])
-        self._control = _pattern([token.content for token in added])
+        self._control = _pattern([token.content for token in written])
+        self._ending = _pattern(
+            [t.content for t in written if t.special or CONTROL_TOKEN.fullmatch(t.content)]
+        )
+        # A template that splits a text can part two marks: each alone means nothing.
+        self._marked = re.compile(f"{OPEN}({self._control.pattern}){CLOSE}|[{OPEN}{CLOSE}]")
+        self._newline: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
 
     def encode(self, messages: list[Message]) -> Tokens:
         """Return a conversation's token ids and which of them are trained on.
@@ -76,8 +89,12 @@ class ChatEncoder:
         """
         messages = self._guarded(messages)
         text, spans = self._render(messages)
+        if not self._has_markers:
+            spans = _spans_by_difference(messages, text, self._plain, self._control.pattern)
         if self._data.train_on is TrainOn.LAST_TURN:
-            spans = spans[-1:]
+            # A template may mark more than one span in a turn.
+            earlier = self._render(messages[:-1], prompt=True)[1]
+            spans = spans[len(earlier) if self._has_markers else -1 :]
         ids, offsets = self._tokenize(text)
         if self._data.train_on is TrainOn.ALL:
             return Tokens(ids, [True] * len(ids))
@@ -94,80 +111,92 @@ class ChatEncoder:
         return [{**message, "content": self._neutralised(message)} for message in messages]
 
     def _neutralised(self, message: Message) -> str:
-        content = message["content"].replace(OPEN, "").replace(CLOSE, "")
-        control = self._special if message["role"] == "assistant" else self._control
-        return control.sub(rf"{OPEN}\g<0>{CLOSE}", content) if control.pattern else content
+        content = re.sub(f"[{OPEN}{CLOSE}{STOP}]", "", message["content"])
+        control = self._ending if message["role"] == "assistant" else self._control
+        return control.sub(rf"{OPEN}\g<0>{CLOSE}", content)
 
     def _plain(self, messages: list[Message], *, prompt: bool = False) -> str:
+        return self._render(messages, prompt=prompt)[0]
+
+    def _render(self, messages: list[Message], *, prompt: bool = False) -> tuple[str, list[Span]]:
+        """Return a conversation's text and what the template's markers enclose."""
         try:
-            rendered, _ = render_jinja_template(
+            rendered, spans = render_jinja_template(
                 [messages],
                 chat_template=self.template,
                 add_generation_prompt=prompt,
+                return_assistant_tokens_mask=self._has_markers,
                 **self._kwargs,
             )
         except Exception as error:
             # Templates raise jinja2 errors, TypeErrors, anything: all of them refuse the row.
             raise UserError(
-                f"the chat template refuses a conversation: {error}; change the rows, or set `data.chatTemplate`"
+                f"the chat template refuses a conversation: {error}; change the rows, or set"
+                " `data.chatTemplate`"
             ) from error
-        return str(rendered[0])
-
-    def _render(self, messages: list[Message]) -> tuple[str, list[Span]]:
-        if not self._has_markers:
-            text = self._plain(messages)
-            return text, _spans_by_difference(messages, text, self._plain, self._ends(text))
-        rendered, spans = render_jinja_template(
-            [messages],
-            chat_template=self.template,
-            return_assistant_tokens_mask=True,
-            **self._kwargs,
-        )
-        return str(rendered[0]), [(int(start), int(end)) for start, end in spans[0]]
-
-    def _ends(self, text: str) -> Callable[[int], int]:
-        """Return a function: the end of the end-of-turn token that starts at a position, if any."""
-        tokens = sorted(self._tokenizer.get_added_vocab(), key=len, reverse=True)
-
-        def end_at(position: int) -> int:
-            start = position + len(text[position:]) - len(text[position:].lstrip())
-            for token in tokens:
-                if not token.isspace() and text.startswith(token, start):
-                    return start + len(token)
-            return position
-
-        return end_at
+        return str(rendered[0]), [(int(start), int(end)) for start, end in (spans or [[]])[0]]
 
     def _tokenize(self, text: str) -> tuple[list[int], list[Span]]:
         """Return ids and their character spans in `text`."""
-        if OPEN not in text:
-            encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            return encoded["input_ids"], encoded["offset_mapping"]
         ids: list[int] = []
         offsets: list[Span] = []
         position = 0
-        for index, piece in enumerate(re.split(f"[{OPEN}{CLOSE}]", text)):
-            # Odd pieces stood between the marks: their control tokens are only text.
-            encoded = self._tokenizer(
-                piece,
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                split_special_tokens=index % 2 == 1,
-            )
-            ids += encoded["input_ids"]
-            offsets += [(position + a, position + b) for a, b in encoded["offset_mapping"]]
-            position += len(piece) + 1
+        for mark in [*self._marked.finditer(text), None]:
+            piece = text[position : mark.start() if mark else len(text)]
+            piece_ids, piece_offsets = self._tokenize_piece(piece, first=position == 0)
+            ids += piece_ids
+            offsets += [(position + start, position + end) for start, end in piece_offsets]
+            if mark is None:
+                break
+            as_text = self._as_text(mark[1]) if mark[1] else []
+            ids += as_text
+            offsets += [mark.span()] * len(as_text)
+            position = mark.end()
         return ids, offsets
+
+    def _tokenize_piece(self, piece: str, *, first: bool) -> tuple[list[int], list[Span]]:
+        def encoded(text: str) -> tuple[list[int], list[Span]]:
+            found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            return found["input_ids"], found["offset_mapping"]
+
+        if not piece:
+            return [], []
+        if not first:
+            # SentencePiece puts a space before the start of a text; a piece is not the start.
+            ids, offsets = encoded("\n" + piece)
+            known = len(self._newline)
+            if ids[:known] == self._newline:
+                return ids[known:], [(start - 1, end - 1) for start, end in offsets[known:]]
+        return encoded(piece)
+
+    def _as_text(self, token: str) -> list[int]:
+        """Return the ids of a control token's characters."""
+        # `split_special_tokens` would still find added tokens that are not special.
+        ids: list[int] = self._tokenizer._encode_without_added_tokens("\n" + token)
+        known = len(self._newline)
+        if ids[:known] == self._newline:
+            ids = ids[known:]
+        else:
+            ids = self._tokenizer._encode_without_added_tokens(token)
+        if self._tokenizer.convert_tokens_to_ids(token) in ids:
+            raise UserError(
+                f"a row holds {token} as text, which the model's tokenizer cannot tell from the"
+                " control token; take it out of the rows"
+            )
+        return ids
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str:
     if choice == "auto":
-        if not isinstance(tokenizer.chat_template, str):
+        own = tokenizer.chat_template
+        if isinstance(own, dict):
+            own = own.get("default")
+        if not isinstance(own, str):
             raise UserError(
                 "`spec.data.chatTemplate` is auto, but the model has no chat template (it is a base"
                 " model); name one, e.g. `chatTemplate: alpaca`"
             )
-        return tokenizer.chat_template
+        return own
     source = named_template(choice)
     vocabulary = tokenizer.get_vocab()
     needed = set(CONTROL_TOKEN.findall(source)) if choice != "zephyr" else set()
@@ -178,7 +207,8 @@ def _template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str:
         )
     if "eos_token" in source and tokenizer.eos_token is None:
         raise UserError(
-            f"`spec.data.chatTemplate` {choice} needs an end-of-sequence token, which the model's tokenizer lacks"
+            f"`spec.data.chatTemplate` {choice} needs an end-of-sequence token, which the model's"
+            " tokenizer lacks; use a model that has one"
         )
     return source
 
@@ -186,7 +216,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str:
 def _pattern(tokens: list[str]) -> re.Pattern[str]:
     """Return a pattern that finds any of the tokens, the longest first."""
     longest_first = sorted((t for t in tokens if not t.isspace()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _mask(offsets: list[Span], spans: list[Span]) -> list[bool]:
@@ -194,40 +224,68 @@ def _mask(offsets: list[Span], spans: list[Span]) -> list[bool]:
     trained = []
     remaining = iter(spans)
     span = next(remaining, None)
+    before = 0
     for start, end in offsets:
+        # Some tokenizers leave white space out of offsets: a token starts where the last one ended.
+        start = min(start, before)
         while span and start >= span[1]:
             span = next(remaining, None)
-        trained.append(bool(span and start >= span[0] and end > start))
+        trained.append(span is not None and start >= span[0])
+        before = max(before, end)
     return trained
 
 
 def _spans_by_difference(
-    messages: list[Message],
-    text: str,
-    render: Callable[..., str],
-    end_at: Callable[[int], int],
+    messages: list[Message], text: str, render: Callable[..., str], tokens: str
 ) -> list[Span]:
-    """Return the character span of each assistant turn: its text and its end token."""
+    """Return the character span of each assistant turn: its text and its end token.
+
+    `tokens` is a pattern of the tokens that may end a turn.
+    """
+    texts = _texts_by_difference(messages, text, render)
+    # Some templates end a turn with two tokens: how many, only the last turn shows.
+    closing = re.compile(rf"\s*((?:{tokens})+)").match(text, texts[-1][1])
+    end = re.compile(rf"\s*(?:{re.escape(closing[1]) if closing else '(?!)'}|{tokens})")
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     spans: list[Span] = []
     cursor = 0
-    for index, message in enumerate(messages):
-        content = message["content"].strip()
-        if message["role"] != "assistant":
-            found = text.find(content, cursor)
-            cursor = found + len(content) if found >= 0 else cursor
-            continue
-        prefix = render(messages[:index], prompt=True)
-        is_prefix = text.startswith(prefix) and len(prefix) >= cursor
-        start = len(prefix) if is_prefix else cursor
-        found = text.find(content, start)
-        if found < 0:
-            raise UserError(
-                "the model's chat template changes the assistant's text, so its turns cannot be"
-                " told apart; use rows without such text, or name a template in `data.chatTemplate`"
-            )
+    for index, (begin, stop) in zip(turns, texts, strict=True):
+        prompt = render(messages[:index], prompt=True)
         # What the template puts between its own prompt and the text (a space, an empty thought) is
         # what the model must produce when it is served: it is trained on.
-        begin = start if is_prefix else found
-        cursor = end_at(found + len(content))
+        if text.startswith(prompt) and cursor <= len(prompt) <= stop:
+            begin = len(prompt)
+        found = end.match(text, stop)
+        cursor = found.end() if found else stop
         spans.append((begin, cursor))
     return spans
+
+
+def _texts_by_difference(
+    messages: list[Message], text: str, render: Callable[..., str]
+) -> list[Span]:
+    """Return the character span of each assistant turn's text, without white space behind it."""
+    contents = [m["content"].rstrip() for m in messages if m["role"] == "assistant"]
+    pieces = render([_with_stop(message) for message in messages]).split(STOP)
+    stops = list(itertools.accumulate(map(len, pieces[:-1])))
+    spans: list[Span] = []
+    for content, begin, stop in zip(contents, [0, *stops], stops, strict=False):
+        # A template may strip the text.
+        kept = content if text.endswith(content, begin, stop) else content.lstrip()
+        if text.endswith(kept, begin, stop):
+            spans.append((stop - len(kept), stop))
+    if "".join(pieces) != text or len(spans) != len(contents) or len(stops) != len(contents):
+        raise UserError(
+            "the model's chat template changes the assistant's text, so its turns cannot be told"
+            " apart; use rows without such text, or name a template in `data.chatTemplate`"
+        )
+    return spans
+
+
+def _with_stop(message: Message) -> Message:
+    """Mark where an assistant's text ends, before white space that a template may strip."""
+    if message["role"] != "assistant":
+        return message
+    content = message["content"]
+    end = len(content.rstrip())
+    return {**message, "content": content[:end] + STOP + content[end:]}

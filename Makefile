@@ -1,0 +1,55 @@
+# Every command of a developer or newcomer. `make help` lists them.
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+SOURCES := crds operator trainer_image cli tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test check fix generate lock nightly bench clean
+
+help: ## List the commands
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Install everything that is needed into .venv
+
+$(READY): requirements.lock examples/requirements.txt pyproject.toml tools/setup.sh
+	@bash tools/setup.sh
+	@touch $@
+
+quickstart: $(READY) ## Fine-tune a small model on this computer, no GPU needed
+	@.venv/bin/finetune local run examples/01-support-assistant.yaml
+	@.venv/bin/finetune local chat brio --compare --max-new-tokens 60 \
+	  --prompt "My Brio One shows a blinking red light. What should I do?"
+	@echo "Talk with it yourself: .venv/bin/finetune local chat brio --compare"
+
+test: check ## All tests; installs what it needs
+	@$(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly"
+
+check: $(READY) ## Format, lint, types, import contracts, unit and contract tests: under two minutes
+	@$(PYTHON) -m ruff format --check $(SOURCES)
+	@$(PYTHON) -m ruff check $(SOURCES)
+	@$(PYTHON) -m mypy
+	@.venv/bin/lint-imports --no-logo
+	@$(PYTHON) -m finetune_api.crd --check
+	@$(PYTHON) -m finetune_api.reference --check
+	@$(PYTHON) -m pytest tests/unit tests/contract -q
+
+fix: $(READY) ## Format and mend what a machine can
+	@$(PYTHON) -m ruff check --fix $(SOURCES)
+	@$(PYTHON) -m ruff format $(SOURCES)
+
+generate: $(READY) ## Write the CRDs and the reference from the models
+	@$(PYTHON) -m finetune_api.crd
+	@$(PYTHON) -m finetune_api.reference
+
+lock: $(READY) ## Resolve the dependencies anew
+	@.venv/bin/uv pip compile --universal --all-extras --generate-hashes --python-version 3.11 \
+	  --no-emit-index-url --no-header -q pyproject.toml -o requirements.lock
+
+nightly: $(READY) ## Tests that take too long for every change
+	@$(PYTHON) -m pytest tests -m nightly
+
+bench: $(READY) ## Benchmarks: ratios measured in one run
+	@$(PYTHON) benchmarks/packing.py
+
+clean: ## Remove what was installed and built; objects and results in .finetune stay
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
