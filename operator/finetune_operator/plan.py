@@ -34,6 +34,9 @@ class ObservedRun:
     """A step run that exists."""
 
     name: str
+    run: int
+    """Number of the run of its owner that it belongs to."""
+    step: str
     is_running: bool
     started_at: float
     """Seconds since the epoch."""

@@ -93,7 +93,11 @@ class World:
             self.made[run.name] = run
             self.order.append(run.name)
             self.runs[run.name] = ObservedRun(
-                run.name, is_running=True, started_at=self.now.timestamp()
+                run.name,
+                run.job_file.run,
+                run.job_file.step,
+                is_running=True,
+                started_at=self.now.timestamp(),
             )
         for name in plan.stops:
             self.end(name, ExitCode.EVICTED, requested=True)

@@ -3,16 +3,18 @@
 import json
 import os
 import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import load_from_disk
+from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM
 
 from finetune_api.contract import (
     JOB_FILE,
@@ -28,7 +30,7 @@ from finetune_api.resolve import Machine, resolve
 from finetune_trainer.batch_plan import BatchPlan
 from finetune_trainer.plan_trainer import PlanRows, PlanSampler, StepCollator
 from finetune_trainer.prepare import prepare
-from finetune_trainer.train import run_of, train
+from finetune_trainer.train import plan_of, rows_of, run_of, train
 from finetune_trainer.validate import validate
 from tests.builders import a_job, merged
 from tests.conftest import PINNED
@@ -152,12 +154,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Lab:
     return Lab(folder, prepare(file), file)
 
 
-def run_processes(lab: Lab, file: JobFile) -> Finished:
+def run_processes(lab: Lab, file: JobFile, python: str) -> Finished:
     path = Path(file.folders.step) / JOB_FILE
     path.write_text(file.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "-m", "finetune_trainer", "run", "--job-file", str(path)],
-        env={**os.environ, **PINNED}, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
+        [python, "-m", "finetune_trainer", "run", "--job-file", str(path)],
+        env={**os.environ, **PINNED, "FINETUNE_TRAINER_PYTHON": python}, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
         check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -192,16 +194,22 @@ def assert_same(found: Finished, wanted: Finished) -> None:
     assert difference <= WEIGHT_TOLERANCE
 
 
-def micro_batches(file: JobFile) -> int:
-    """Return the micro-batches of the first step on each rank."""
-    return len(plan_of(file).step(0, 0).micro_batches[0])
-
-
-def plan_of(file: JobFile, name: str = "train") -> BatchPlan:
-    from finetune_trainer.train import _plan, _rows
-
+def plan(file: JobFile, name: str = "train") -> BatchPlan:
     run = run_of(file)
-    return _plan(run, _rows(run, name), shuffled=name == "train")
+    return plan_of(run, rows_of(run, name), shuffled=name == "train")
+
+
+def plain_losses(model: Any, file: JobFile, name: str, numbers: Sequence[int]) -> float:
+    """Return the mean loss over the trained tokens of some rows, by transformers alone."""
+    rows, total, tokens = rows_of(run_of(file), name), 0.0, 0
+    assert rows is not None
+    for number in map(int, numbers):
+        ids, labels = (torch.tensor([rows[number][key]]) for key in ("input_ids", "labels"))
+        trained = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=labels).loss) * trained
+        tokens += trained
+    return total / tokens
 
 
 def test_training_moves_the_loss_and_the_weights(reference: Finished) -> None:
@@ -220,15 +228,23 @@ def test_training_moves_the_loss_and_the_weights(reference: Finished) -> None:
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "packed"])
 def test_layouts_agree(lab: Lab, reference: Finished, layout: str) -> None:
     file = lab.job_file(layout.replace(", ", "-"), layout=layout)
-    assert (micro_batches(file) > 1) == (layout != "padded")
+    assert (len(plan(file).step(0, 0).micro_batches[0]) > 1) == (layout != "padded")
+    assert_same(run_here(lab, file), reference)
+
+
+def test_recomputed_activations_change_nothing(lab: Lab, reference: Finished) -> None:
+    file = lab.job_file("recomputed", layout="packed", training={"activationCheckpointing": "full"})
     assert_same(run_here(lab, file), reference)
 
 
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 @pytest.mark.parametrize("layout", ["packed, accumulated", "padded"])
-def test_two_processes_agree_with_one(lab: Lab, reference: Finished, layout: str) -> None:
+def test_two_processes_agree_with_one(
+    lab: Lab, reference: Finished, warm_python: str, layout: str
+) -> None:
     file = lab.job_file(f"two-{layout.replace(', ', '-')}", layout=layout, processes=2)
-    assert_same(run_processes(lab, file), reference)
+    assert plan(file).step(0, 4).micro_batches[1] == [[]]  # this rank has no row there
+    assert_same(run_processes(lab, file, warm_python), reference)
 
 
 def test_full_fine_tuning_agrees_between_layouts(lab: Lab) -> None:
@@ -239,3 +255,69 @@ def test_full_fine_tuning_agrees_between_layouts(lab: Lab) -> None:
     )
     assert first.losses[0] - first.losses[-1] > 0.1
     assert_same(second, first)
+    config = json.loads((first.output / "config.json").read_text())
+    assert not [key for key in config if "attn_implementation" in key]
+
+
+def test_the_first_loss_is_that_of_plain_transformers(lab: Lab, reference: Finished) -> None:
+    model = AutoModelForCausalLM.from_pretrained(run_of(reference.file).model_folder)
+    rows = plan(reference.file).order(0)[:BATCH]
+    found = plain_losses(model, reference.file, "train", rows)
+    assert abs(found - reference.losses[0]) <= LOSS_TOLERANCE
+
+
+def test_the_evaluation_loss_is_the_token_mean_of_plain_transformers(reference: Finished) -> None:
+    base = AutoModelForCausalLM.from_pretrained(run_of(reference.file).model_folder)
+    model = PeftModel.from_pretrained(base, reference.output)
+    found = plain_losses(model, reference.file, "eval", range(EVAL_ROWS))
+    assert abs(found - reference.eval_losses[-1]) <= LOSS_TOLERANCE
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loaders_use_every_row_once_and_pad_nothing_when_packed(
+    lab: Lab, layout: str, processes: int
+) -> None:
+    name = f"loaders-{layout.replace(', ', '-')}-{processes}"
+    file = lab.job_file(name, layout=layout, processes=processes)
+    rows, chosen = rows_of(run_of(file), "train"), plan(file)
+    assert rows is not None
+    used: list[list[int]] = []
+    computed = idle = 0
+    for rank in range(processes):
+        for step in loader(rows, chosen, rank):
+            for batch in step["micro"]:
+                computed += batch["input_ids"].numel()
+                parts = rows_in(batch)
+                used += [ids for ids, labels in parts if any(label != -100 for label in labels)]
+                idle += sum(len(ids) for ids, labels in parts if set(labels) == {-100})
+                assert ("attention_mask" in batch) == (not chosen.packed)
+    assert sorted(used) == sorted(rows["input_ids"])
+    assert (idle > 0) == (processes == 2)  # the last step's one row leaves a rank without
+    padding = computed - idle - int(chosen.lengths.sum())
+    assert padding == 0 if chosen.packed or chosen.rows_cap == 1 else padding > 0
+
+
+def loader(rows: Dataset, chosen: BatchPlan, rank: int) -> DataLoader[Any]:
+    return DataLoader(
+        PlanRows(rows, chosen, rank),
+        batch_sampler=PlanSampler(chosen),  # type: ignore[arg-type]
+        collate_fn=StepCollator(0, packed=chosen.packed),
+    )
+
+
+def rows_in(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
+    """Return the rows of a micro-batch, `(input_ids, labels)`, without padding."""
+    if "cu_seq_lens_q" in batch:
+        sizes = batch["cu_seq_lens_q"].diff().tolist()
+        parts = zip(*(batch[key][0].split(sizes) for key in ("input_ids", "labels")), strict=True)
+    else:
+        sizes = batch["attention_mask"].sum(dim=1).tolist()
+        parts = zip(
+            *(
+                [row[:size] for row, size in zip(batch[key], sizes, strict=True)]
+                for key in ("input_ids", "labels")
+            ),
+            strict=True,
+        )
+    return [(ids.tolist(), labels.tolist()) for ids, labels in parts]

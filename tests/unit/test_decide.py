@@ -292,9 +292,10 @@ def test_a_registration_is_validated_again_when_it_changes() -> None:
 
 def test_names_fit_a_label() -> None:
     job = World(a_job(name="n" * 52)).job
-    name = run_name(job.metadata, run=1000, step="export-x", attempt=100)
-    assert len(name) <= 63 + len("export-x")
-    assert len(run_name(job.metadata, run=1000, step="prepare", attempt=100)) <= 63 + len("prepare")
+    steps = ["prepare", "train", "export-" + "x" * 63, "export-" + "x" * 62 + "y"]
+    names = {run_name(job.metadata, run=1000, step=step, attempt=100) for step in steps}
+    assert len(names) == len(steps)
+    assert max(map(len, names)) <= 63
 
 
 EVENTS = st.lists(

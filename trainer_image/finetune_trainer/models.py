@@ -13,6 +13,7 @@ from finetune_trainer.errors import UserError
 from finetune_trainer.files import folder_made_whole, sha256_of
 
 TOKENIZER_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 WEIGHT_INDEX = "model.safetensors.index.json"
 
 
@@ -183,25 +184,35 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load a tokenizer from a local folder.
+def load_tokenizer(folder: Path, *, what: str = "`spec.model.uri`") -> Any:
+    """Load a tokenizer from a local folder; `what` names where the user gave it.
 
     Raises:
         UserError: there is none, or it is slow (it cannot tell where a token stands in the text).
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{what} has no tokenizer; the folder must hold tokenizer.json and"
+            " tokenizer_config.json; copy them from where the model comes from"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raise bare Exception for a broken file
         raise UserError(
-            f"the model's tokenizer cannot be loaded: {str(error).splitlines()[0]}"
+            f"{what}: the tokenizer cannot be loaded ({_first_line(error)}); copy its files again"
         ) from error
     if not tokenizer.is_fast:
         raise UserError(
-            "the model's tokenizer is slow (no tokenizer.json); convert it with transformers"
+            f"{what}: the tokenizer is slow (no tokenizer.json), so it cannot tell where a token"
+            " stands; convert it with transformers' `convert_slow_tokenizer`"
         )
     return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def load_model(folder: Path, *, dtype: str, attention: str) -> Any:

@@ -215,23 +215,38 @@ def data_files(path: Path, *, subset: str | None, split: str | None) -> list[Pat
     """Return the data files of a source, in order of their names.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or `subset` and `split` do not fit it.
     """
     if path.is_file():
+        for name, value in (("subset", subset), ("split", split)):
+            if value is not None:
+                raise DataError(
+                    f"`spec.source.{name}` is {value!r}, which chooses from a folder, but the source is"
+                    f" the file {path.name}; remove it"
+                )
         return [path]
     root = path / subset if subset else path
-    if path not in root.resolve().parents and root.resolve() != path.resolve():
+    if path.resolve() not in (root.resolve(), *root.resolve().parents):
         raise DataError(
-            f"`source.subset` {subset!r} leaves the source; it must name a folder in it"
+            f"`spec.source.subset` {subset!r} leaves the source; it must name a folder in it"
+        )
+    if not root.is_dir():
+        there = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir())) or "none"
+        raise DataError(
+            f"`spec.source.subset` {subset!r} is no folder of the source; folders there: {there};"
+            " name one of them"
         )
     files = sorted(file for pattern in DATA_FILES for file in root.rglob(pattern))
     files = [file for file in files if file.name not in ("dataset_info.json", "dataset_infos.json")]
-    chosen = [file for file in files if (split or "train") in file.name]
-    if not chosen and split is None:
-        chosen = files
-    if not chosen:
-        wanted = f" with '{split}' in its name" if split else ""
+    if not files:
         raise DataError(
-            f"{root.name}: no .jsonl, .json, .csv or .parquet file{wanted}; correct the source"
+            f"`spec.source.uri`: the folder {root.name} holds no .jsonl, .json, .csv or .parquet file;"
+            " put the data there, or correct the location"
         )
-    return chosen
+    chosen = [file for file in files if (split or "train") in file.name]
+    if not chosen and split is not None:
+        raise DataError(
+            f"`spec.source.split` is {split!r}, but no file has that in its name; there:"
+            f" {', '.join(file.name for file in files[:10])}; correct it"
+        )
+    return chosen or files

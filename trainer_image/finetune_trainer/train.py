@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import SFTConfig
 
 from finetune_api.adapters import Lora, Method
@@ -52,13 +52,14 @@ def train(file: JobFile) -> TrainResult | None:
     run = run_of(file)
     resume = checkpoints.newest_complete(file)
     _stop_if_told(file)
+    trainer = build_trainer(run)
     first_rank = int(os.environ.get("RANK", "0")) == 0
     reporter = ProgressReporter(
         file, total_steps=run.resolved.total_steps, first_step=resume.step if resume else 0
     )
     callback = RunCallback(file, reporter, is_first_rank=first_rank)
-    trainer = build_trainer(run, callback)
     callback.attach(trainer)
+    trainer.add_callback(callback)
     _start_folder(file, resume, reporter, first_rank=first_rank)
     _stop_if_told(file)
     trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
@@ -82,9 +83,9 @@ def run_of(file: JobFile) -> Run:
     )
 
 
-def build_trainer(run: Run, callback: TrainerCallback) -> PlanTrainer:
+def build_trainer(run: Run) -> PlanTrainer:
     """Load model, tokenizer and rows, and return the trainer of a run."""
-    rows, eval_rows = _rows(run, "train"), _rows(run, "eval")
+    rows, eval_rows = rows_of(run, "train"), rows_of(run, "eval")
     tokenizer = load_tokenizer(run.model_folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     is_lora = run.spec.method is Method.LORA
@@ -98,10 +99,9 @@ def build_trainer(run: Run, callback: TrainerCallback) -> PlanTrainer:
         processing_class=tokenizer,
         train_dataset=rows,
         eval_dataset=eval_rows,
-        plan=_plan(run, rows, shuffled=True),
-        eval_plan=_plan(run, eval_rows, shuffled=False) if eval_rows is not None else None,
+        plan=plan_of(run, rows, shuffled=True),
+        eval_plan=plan_of(run, eval_rows, shuffled=False) if eval_rows is not None else None,
         peft_config=lora_config(run.spec.lora or Lora(), run.resolved) if is_lora else None,
-        callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # our own line says the same, readably
     return trainer
@@ -119,12 +119,13 @@ def _stop_if_told(file: JobFile) -> None:
         raise Evicted("told to stop before the first step; nothing was lost")
 
 
-def _rows(run: Run, name: str) -> Dataset | None:
+def rows_of(run: Run, name: str) -> Dataset | None:
+    """Return the prepared rows, `train` or `eval`."""
     folder = run.data_folder / name
     return load_from_disk(str(folder)) if folder.is_dir() else None
 
 
-def _plan(run: Run, rows: Dataset, *, shuffled: bool) -> BatchPlan:
+def plan_of(run: Run, rows: Dataset, *, shuffled: bool) -> BatchPlan:
     """Plan the steps; a row's first token predicts nothing from before it, so it has no loss."""
     columns = rows.with_format("numpy")
     lengths = np.array([len(ids) for ids in columns["input_ids"]], dtype=np.int64)

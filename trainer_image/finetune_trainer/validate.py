@@ -2,10 +2,10 @@
 
 import itertools
 import json
-from pathlib import Path
 
 from finetune_api.contract import JobFile, ValidateResult
 from finetune_api.datasetregistration import (
+    Columns,
     DatasetFormat,
     DatasetRegistrationSpec,
     RowError,
@@ -13,7 +13,13 @@ from finetune_api.datasetregistration import (
     ValidationMode,
 )
 from finetune_trainer import sources
-from finetune_trainer.data.convert import conversations, find_format, open_source
+from finetune_trainer.data.convert import (
+    SHOWN_FIELDS,
+    ConvertedRow,
+    conversations,
+    find_format,
+    open_source,
+)
 from finetune_trainer.data.formats.layout import Message
 from finetune_trainer.errors import DataError
 
@@ -32,37 +38,22 @@ def validate(file: JobFile) -> ValidateResult:
     spec = file.registration.spec
     source = open_source(spec.source, file.folders, name=file.name)
     format_, layout = find_format(source, spec)
-    statistics = _TokenCounter(spec, file) if spec.tokenizer else None
-    errors: list[RowError] = []
-    preview: list[str] = []
-    rows = invalid = 0
+    found = _Findings(spec, _TokenCounter(spec, file) if spec.tokenizer else None)
     for row in conversations(source, format_, layout, limit=_row_limit(spec)):
-        if row.fault is not None:
-            invalid += 1
-            if len(errors) < REPORTED_ERRORS:
-                message = str(row.fault)[:200]
-                errors.append(
-                    RowError(row=row.number, field=row.fault.field[:256], message=message)
-                )
-            continue
-        rows += 1
-        if statistics:
-            statistics.add(row.messages)
-        if len(preview) < spec.preview_rows:
-            preview.append(json.dumps(row.messages, ensure_ascii=False)[:PREVIEW_CHARACTERS])
-    _require_enough(rows, invalid, spec, errors)
+        found.add(row)
+    found.require_enough(source.what)
     return ValidateResult(
         format=format_,
         purpose="conversation",
-        rows=rows,
-        invalid_rows=invalid,
-        errors=errors,
+        rows=found.rows,
+        invalid_rows=found.invalid,
+        errors=found.errors,
         columns=layout.columns,
         tags=layout.tags if format_ is not DatasetFormat.ALPACA else None,
         size_bytes=source.size_bytes,
         digest=source.digest,
-        tokens=statistics.result() if statistics else None,
-        preview=preview,
+        tokens=found.counter.result() if found.counter else None,
+        preview=found.preview,
     )
 
 
@@ -82,19 +73,58 @@ def _row_limit(spec: DatasetRegistrationSpec) -> int | None:
     return min(limits, default=None)
 
 
-def _require_enough(
-    rows: int, invalid: int, spec: DatasetRegistrationSpec, errors: list[RowError]
-) -> None:
-    if invalid > spec.max_invalid_rows:
-        first = errors[0]
-        raise InvalidRows(
-            f"{invalid} of {rows + invalid} rows are invalid, `spec.maxInvalidRows` is"
-            f" {spec.max_invalid_rows}; the first is row {first.row}: {first.message}",
-            errors,
-            invalid,
-        )
-    if rows == 0:
-        raise DataError("there is no row; a dataset must hold at least one")
+class _Findings:
+    """What is found row by row."""
+
+    def __init__(self, spec: DatasetRegistrationSpec, counter: "_TokenCounter | None") -> None:
+        self._spec, self.counter = spec, counter
+        self.rows = self.invalid = 0
+        self.errors: list[RowError] = []
+        self.preview: list[str] = []
+        self._fields: set[str] = set()
+
+    def add(self, row: ConvertedRow) -> None:
+        """Take one row."""
+        self._fields.update(row.fields)
+        if row.fault is not None:
+            self.invalid += 1
+            if len(self.errors) < REPORTED_ERRORS:
+                text = f"{row.place}: {row.fault}" if row.place else str(row.fault)
+                field = row.fault.field[:256]
+                self.errors.append(RowError(row=row.number, field=field, message=text[:300]))
+            return
+        self.rows += 1
+        if self.counter:
+            self.counter.add(row.messages)
+        if len(self.preview) < self._spec.preview_rows:
+            text = json.dumps(row.messages, ensure_ascii=False)
+            self.preview.append(text[:PREVIEW_CHARACTERS])
+
+    def require_enough(self, what: str) -> None:
+        """Refuse what cannot be trained on.
+
+        Raises:
+            DataError: too many rows are invalid, there is none, or a named column is in none.
+        """
+        allowed = self._spec.max_invalid_rows
+        if self.invalid > allowed or (self.invalid and not self.rows):
+            first = self.errors[0]
+            raise InvalidRows(
+                f"{what}: {self.invalid} of {self.rows + self.invalid} rows are invalid,"
+                f" `spec.maxInvalidRows` is {allowed}; the first is row {first.row}, {first.message};"
+                " correct the rows, or raise `spec.maxInvalidRows` to leave such rows out",
+                self.errors,
+                self.invalid,
+            )
+        if self.rows == 0:
+            raise DataError(f"{what}: there is no row; it must hold at least one; add rows")
+        given = (self._spec.columns or Columns()).model_dump(exclude_none=True)
+        for key, name in given.items():
+            if name not in self._fields:
+                raise DataError(
+                    f"`spec.columns.{key}` is {name!r}, but no row of {what} has that field; they"
+                    f" have {', '.join(sorted(self._fields)[:SHOWN_FIELDS])}; correct it"
+                )
 
 
 class _TokenCounter:
@@ -110,7 +140,7 @@ class _TokenCounter:
             what="`spec.tokenizer`",
             patterns=["*.json", "*.model", "*.txt"],
         )
-        self._tokenizer = load_tokenizer(path if path.is_dir() else Path(path))
+        self._tokenizer = load_tokenizer(path, what=f"`spec.tokenizer`: {spec.tokenizer.uri}")
         self._counts: list[int] = []
 
     def add(self, messages: list[Message]) -> None:

@@ -29,7 +29,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
     if job.status.run == run and is_true(job.status.conditions, "Finished"):
         return _after_end(job, observed, now)
     status = job.status if job.status.run == run else jobstatus.new_run(job, run, now)
-    old_runs = _running(observed, besides=run, job=job)
+    old_runs = _running(observed, besides=run)
     if old_runs:
         return Plan(stops=old_runs, requeue_after=1.0)
     plan = _refuse(job, status, observed, now) or _wait(job, status, observed, now)
@@ -44,14 +44,9 @@ def _announced(job: FineTuneJob, plan: Plan) -> Plan:
     return Plan(**{**plan.__dict__, "events": (*plan.events, *transition(job.status, plan.status))})
 
 
-def _running(observed: Observed, *, besides: int, job: FineTuneJob) -> tuple[str, ...]:
+def _running(observed: Observed, *, besides: int) -> tuple[str, ...]:
     """Return the running runs that are not of the given run."""
-    prefix = run_name(job.metadata, run=besides, step="", attempt=0).removesuffix("-0")
-    return tuple(
-        run.name
-        for run in observed.runs.values()
-        if run.is_running and not run.name.startswith(prefix)
-    )
+    return tuple(r.name for r in observed.runs.values() if r.is_running and r.run != besides)
 
 
 def _delete(job: FineTuneJob, observed: Observed) -> Plan:

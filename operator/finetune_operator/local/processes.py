@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from finetune_api.contract import (
     JOB_FILE,
@@ -62,6 +62,8 @@ class Processes:
                 "namespace": run.owner.namespace,
                 "name": run.owner.name,
                 "uid": owner_uid,
+                "run": file.run,
+                "step": file.step,
                 "created": time.time(),
             }
             write_whole(folder / OWNER_FILE, json.dumps(owner))
@@ -99,12 +101,12 @@ class Processes:
             except FileNotFoundError:
                 continue
             if (of["kind"], of["namespace"], of["name"]) == tuple(owner):
-                run = self._observed(folder, of["created"])
+                run = self._observed(folder, of)
                 if run is not None:
                     found[run.name] = run
         return found
 
-    def _observed(self, folder: Path, created: float) -> ObservedRun | None:
+    def _observed(self, folder: Path, of: dict[str, Any]) -> ObservedRun | None:
         """Return a run's state; None for one that was never started."""
         if not (folder / JOB_FILE).exists():
             return None
@@ -123,8 +125,10 @@ class Processes:
             ended_at = last.stat().st_mtime
         return ObservedRun(
             name=folder.name,
+            run=of["run"],
+            step=of["step"],
             is_running=alive,
-            started_at=created,
+            started_at=of["created"],
             ended_at=ended_at,
             termination=termination,
             snapshot=self.snapshot(folder.name),

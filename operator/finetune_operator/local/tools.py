@@ -57,7 +57,7 @@ def log_lines(store: Store, key: Key, *, step: str, follow: bool) -> Iterator[st
     processes = Processes(store.root)
     runs = [run for run in processes.observe(key).values() if f"-{step}-" in run.name]
     if not runs:
-        steps = sorted({run.name.split("-", 2)[-1] for run in processes.observe(key).values()})
+        steps = sorted({run.step for run in processes.observe(key).values()})
         raise Refusal(
             [f"{key.name} has no log of step '{step}'; there: {', '.join(steps) or 'nothing yet'}"]
         )

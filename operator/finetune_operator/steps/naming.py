@@ -1,12 +1,17 @@
 """Names of step runs: they follow from job, run, step and attempt, so that nothing is made twice."""
 
+import hashlib
+
 from finetune_api.meta import Metadata
 
-NAME_CHARACTERS = 40
+LONGEST = 63  # a label and a DNS name have no more
+STEP_CHARACTERS = 20
 UID_CHARACTERS = 8
 
 
 def run_name(metadata: Metadata, *, run: int, step: str, attempt: int) -> str:
-    """Return the name of a step run; at most 63 characters."""
-    owner = f"{metadata.name[:NAME_CHARACTERS].rstrip('-.')}-{metadata.uid[:UID_CHARACTERS]}"
-    return f"{owner}-{run}-{step}-{attempt}"
+    """Return the name of a step run; at most 63 characters, whatever the names of job and step."""
+    if len(step) > STEP_CHARACTERS:
+        step = f"{step[: STEP_CHARACTERS - 7]}-{hashlib.sha256(step.encode()).hexdigest()[:6]}"
+    rest = f"-{metadata.uid[:UID_CHARACTERS]}-{run}-{step}-{attempt}"
+    return metadata.name[: LONGEST - len(rest)].rstrip("-.") + rest

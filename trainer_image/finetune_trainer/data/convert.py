@@ -2,9 +2,10 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune_api.contract import DatasetInput, Folders
 from finetune_api.datasetregistration import (
@@ -19,24 +20,37 @@ from finetune_trainer import sources
 from finetune_trainer.data.formats import FORMATS
 from finetune_trainer.data.formats.layout import Layout, Message, RowFault
 from finetune_trainer.data.read import RawRow, read_rows, rows_of_text
-from finetune_trainer.errors import DataError
+from finetune_trainer.errors import DataError, StepError
 from finetune_trainer.files import sha256_of
 
 DETECTION_ROWS = 20
+SHOWN_FIELDS = 12
 
 
 @dataclass(frozen=True)
 class Source:
     """A registration's rows, on this machine."""
 
+    what: str
+    """The registration and its field, for people."""
     files: list[Path]
     inline: str | None
     digest: str
     size_bytes: int
 
     def rows(self) -> Iterator[RawRow]:
-        """Yield the rows, from the first."""
-        return rows_of_text(self.inline) if self.inline is not None else read_rows(self.files)
+        """Yield the rows, from the first.
+
+        Raises:
+            DataError: a file cannot be read as what it is.
+        """
+        try:
+            if self.inline is not None:
+                yield from rows_of_text(self.inline)
+            else:
+                yield from read_rows(self.files)
+        except DataError as error:
+            raise DataError(f"{self.what}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -46,25 +60,42 @@ class ConvertedRow:
     number: int
     messages: list[Message]
     fault: RowFault | None = None
+    place: str = ""
+    """File and line."""
+    fields: Collection[str] = ()
+    """Names of all fields of the row, also of those that are not read."""
+
+    @property
+    def where(self) -> str:
+        """Return which row it is."""
+        return f"row {self.number} ({self.place})" if self.place else f"row {self.number}"
 
 
 def open_source(source: DatasetSource, folders: Folders, *, name: str) -> Source:
-    """Bring a registration's files here and identify them by content."""
+    """Bring a registration's files here and identify them by content.
+
+    Raises:
+        UserError, DataError: there are none. Infrastructure: the network.
+    """
+    owner = f"DatasetRegistration '{name}'"
     if source.inline is not None:
         data = source.inline.encode()
-        return Source(
-            [], source.inline, _digest([("inline", hashlib.sha256(data).hexdigest())]), len(data)
-        )
+        digest = _digest([("inline", hashlib.sha256(data).hexdigest())])
+        return Source(f"{owner}, `spec.source.inline`", [], source.inline, digest, len(data))
     assert source.uri is not None, "the schema asks for one of uri and inline"
     location = Location(
         uri=source.uri,
         revision=source.revision,
         credentials_secret_ref=source.credentials_secret_ref,
     )
-    what = f"DatasetRegistration '{name}', `spec.source.uri`"
+    what = f"{owner}, `spec.source.uri`"
     path = sources.fetch(location, folders, what=what, patterns=sources.DATA_FILES)
-    files = sources.data_files(path, subset=source.subset, split=source.split)
+    try:
+        files = sources.data_files(path, subset=source.subset, split=source.split)
+    except StepError as error:
+        raise type(error)(f"{owner}, {error}") from error
     return Source(
+        what=what,
         files=files,
         inline=None,
         digest=_digest([(file.name, sha256_of(file)) for file in files]),
@@ -78,26 +109,38 @@ def _digest(parts: list[tuple[str, str]]) -> str:
 
 
 def find_format(source: Source, spec: DatasetRegistrationSpec) -> tuple[DatasetFormat, Layout]:
-    """Return the format and the names of columns and roles.
+    """Return the format and the names of columns and roles; any format where no row is readable.
 
     Raises:
-        DataError: no row tells, or the first rows do not fit the given format.
+        DataError: the readable rows among the first fit no format, or not the given one.
     """
     columns, tags = spec.columns or Columns(), spec.tags or Tags()
     candidates = list(FORMATS) if spec.format is DatasetFormat.AUTO else [spec.format]
-    seen: list[str] = []
-    for row in itertools.islice(source.rows(), DETECTION_ROWS):
+    unknown: RawRow | None = None
+    for row in itertools.islice(source.rows(), DETECTION_ROWS + spec.max_invalid_rows):
         if row.fault:
             continue
         for candidate in candidates:
             if layout := FORMATS[candidate].detect(row.value, columns, tags):
                 return candidate, layout
-        seen = seen or sorted(row.value)
-    fields = ", ".join(f"`{name}`" for name in seen[:12]) or "no readable row"
+        unknown = unknown or row
+    if unknown is None:
+        return candidates[0], Layout(columns, tags)
+    needed = "; ".join(FORMATS[candidate].needs for candidate in candidates)
     raise DataError(
-        f"no {' or '.join(candidates)} row among the first {DETECTION_ROWS}; they hold {fields};"
-        " set `spec.format`, and `spec.columns` or `spec.tags` where the names are unusual"
+        f"{source.what}: row {unknown.number} ({unknown.place}) holds {_fields(unknown.value)}: the"
+        f" shape is unknown; a row must hold one of these shapes: {needed}; rename the fields, or"
+        " name yours in `spec.columns` and `spec.tags`"
     )
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    """Return the names of a row's fields, and of those of its first turn; never their values."""
+    names = [f"`{name}`" for name in sorted(row)[:SHOWN_FIELDS]] or ["no field"]
+    for name, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            names += [f"`{name}[0].{key}`" for key in sorted(value[0])[:SHOWN_FIELDS]]
+    return ", ".join(names)
 
 
 def conversations(
@@ -107,12 +150,13 @@ def conversations(
     convert = FORMATS[format_].convert
     for row in itertools.islice(source.rows(), limit):
         if row.fault:
-            yield ConvertedRow(row.number, [], RowFault("row", row.fault))
+            yield ConvertedRow(row.number, [], RowFault("row", row.fault), row.place)
             continue
         try:
-            yield ConvertedRow(row.number, convert(row.value, layout))
+            messages = convert(row.value, layout)
+            yield ConvertedRow(row.number, messages, None, row.place, row.value)
         except RowFault as fault:
-            yield ConvertedRow(row.number, [], fault)
+            yield ConvertedRow(row.number, [], fault, row.place, row.value)
 
 
 def registered_conversations(dataset: DatasetInput, folders: Folders) -> Iterator[list[Message]]:
@@ -137,6 +181,6 @@ def registered_conversations(dataset: DatasetInput, folders: Folders) -> Iterato
         invalid += 1
         if invalid > dataset.spec.max_invalid_rows:
             raise DataError(
-                f"DatasetRegistration '{dataset.name}', row {row.number}: {row.fault}; correct the"
+                f"DatasetRegistration '{dataset.name}', {row.where}: {row.fault}; correct the"
                 " row, or raise `spec.maxInvalidRows` to leave such rows out"
             )

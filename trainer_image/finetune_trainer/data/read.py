@@ -65,7 +65,7 @@ def rows_of_text(text: str) -> Iterator[RawRow]:
     """
     if text.lstrip().startswith("["):
         return _numbered(_items(_parse_json(text, "")))
-    return _numbered(_lines(io.BytesIO(text.encode(errors="replace")), "line "))
+    return _numbered(_lines(io.BytesIO(text.encode(errors="surrogatepass")), "line "))
 
 
 def _numbered(values: Iterable[Placed]) -> Iterator[RawRow]:

@@ -5,7 +5,7 @@ from finetune_trainer.data.formats import alpaca, openai, sharegpt
 from finetune_trainer.data.formats.layout import Format
 
 FORMATS: dict[DatasetFormat, Format] = {
-    DatasetFormat.ALPACA: Format(alpaca.detect, alpaca.convert),
-    DatasetFormat.SHAREGPT: Format(sharegpt.detect, sharegpt.convert),
-    DatasetFormat.OPENAI: Format(openai.detect, openai.convert),
+    DatasetFormat.ALPACA: Format(alpaca.detect, alpaca.convert, alpaca.NEEDS),
+    DatasetFormat.SHAREGPT: Format(sharegpt.detect, sharegpt.convert, sharegpt.NEEDS),
+    DatasetFormat.OPENAI: Format(openai.detect, openai.convert, openai.NEEDS),
 }

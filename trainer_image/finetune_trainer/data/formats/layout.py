@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.datasetregistration import Columns, Tags
+from finetune_trainer.data.read import MAX_ROW_BYTES, TOO_LARGE, kind_of
 
 Message = dict[str, str]
 USUAL_COLUMNS = {
@@ -51,14 +52,20 @@ class Format:
 
     detect: Detect
     convert: Convert
+    needs: str
+    """What a row must hold, for people."""
 
 
 def column(row: Mapping[str, Any], given: Columns, key: str) -> str | None:
-    """Return the name of a column in a row: the given one, or the usual one that is there."""
+    """Return the name of a column in a row: the given one, or the usual one that is there.
+
+    Asked row by row: a column that the first row lacks may hold something in the next.
+    """
     name: str | None = getattr(given, key)
     if name is not None:
         return name
-    return next((usual for usual in USUAL_COLUMNS[key] if usual in row), None)
+    taken = vars(given).values()
+    return next((n for n in USUAL_COLUMNS[key] if n in row and n not in taken), None)
 
 
 def tag(given: Tags, key: str, present: set[str]) -> str | None:
@@ -76,15 +83,32 @@ def text_of(row: Mapping[str, Any], field: str, *, required: bool = True) -> str
         RowFault: it is missing, empty or no text.
     """
     value = row.get(field)
-    if value is None or value == "":
-        if required:
-            state = "is missing" if field not in row else "is empty"
-            raise RowFault(field, f"`{field}` {state}; it must hold text")
+    if value in (None, "") and not required:
         return ""
+    if field not in row:
+        raise RowFault(field, f"`{field}` is missing; it must hold text")
+    return checked_text(value, field, required=required)
+
+
+def checked_text(value: object, field: str, *, required: bool = True) -> str:
+    """Return a text that can be tokenised.
+
+    Raises:
+        RowFault: it is empty, too long, no text, or no Unicode.
+    """
     if not isinstance(value, str):
-        raise RowFault(field, f"`{field}` is a {type(value).__name__}; it must be text")
+        raise RowFault(field, f"`{field}` is {kind_of(value)}; it must be text")
     if required and not value.strip():
-        raise RowFault(field, f"`{field}` holds only white space; it must hold text")
+        state = "holds only white space" if value else "is empty"
+        raise RowFault(field, f"`{field}` {state}; it must hold text")
+    if len(value) > MAX_ROW_BYTES:
+        raise RowFault(field, f"`{field}` has {len(value) / 1e6:.1f} MB; {TOO_LARGE}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowFault(
+            field, f"`{field}` holds half of a surrogate pair (`\\ud800`); it must be valid Unicode"
+        ) from error
     return value
 
 

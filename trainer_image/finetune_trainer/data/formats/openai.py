@@ -9,6 +9,8 @@ from finetune_trainer.data.formats.turns import convert_turns, detect_turns, rol
 
 ROLES = {"system": ("system", "developer"), "user": ("user",), "assistant": ("assistant",)}
 
+NEEDS = "openai: `messages` (conversations), a list of turns with `role` and `content`"
+
 
 def detect(row: Mapping[str, Any], columns: Columns, tags: Tags) -> Layout | None:
     """Recognise a row by turns with a `role` key."""

@@ -9,6 +9,8 @@ from finetune_trainer.data.formats.turns import convert_turns, detect_turns, rol
 
 ROLES = {role: USUAL_TAGS[role] for role in ("system", "user", "assistant")}
 
+NEEDS = "sharegpt: `conversations` (messages), a list of turns with `from` and `value`"
+
 
 def detect(row: Mapping[str, Any], columns: Columns, tags: Tags) -> Layout | None:
     """Recognise a row by turns with a `from` key."""
