@@ -193,9 +193,8 @@ def report(store: Store, keys: list[Key], screen: Screen, output: str) -> int:
         screen.close()
         if not fine or key.kind != "DatasetRegistration":
             colour = "green" if fine else "red"
-            screen.say(
-                f"[bold {colour}]{status.phase}[/] {key.kind} {key.name} ({status.reason}): {_escaped(status.message)}"
-            )
+            head = f"[bold {colour}]{status.phase}[/] {key.kind} {key.name} ({status.reason})"
+            screen.say(f"{head}: {_escaped(status.message)}")
         if isinstance(resource, FineTuneJob) and status.phase == "Succeeded":
             _tell_results(store, key, resource, screen)
         elif not fine:

@@ -11,6 +11,15 @@ from rich.table import Table
 from finetune_api.crd import RESOURCES
 from finetune_api.objects import Resource, dump
 
+SHOWN_APART = {
+    "phase", "reason", "message", "conditions", "lossHistory", "evalHistory", "attempts", "failure",
+    "observedGeneration",
+}  # fmt: skip
+ATTEMPT_KEYS = (
+    "step", "number", "startTime", "endTime", "reason", "exitCode", "resumedFromStep", "stepsDone",
+)  # fmt: skip
+CONDITION_KEYS = ("type", "status", "reason", "message")
+
 
 def _at(body: dict[str, Any], path: str) -> Any:
     node: Any = body
@@ -80,13 +89,10 @@ def describe(kind: str, resource: Resource, events: list[dict[str, str]]) -> str
         f"Message:    {status.get('message', '')}",
     ]
     lines += _block("Spec", body["spec"])
-    hidden = {"phase", "reason", "message", "conditions", "lossHistory", "evalHistory", "attempts", "failure", "observedGeneration"}  # fmt: skip
-    lines += _block("Status", {key: value for key, value in status.items() if key not in hidden})
+    lines += _block("Status", {k: value for k, value in status.items() if k not in SHOWN_APART})
     lines += _failure(status.get("failure"))
-    lines += _rows("Attempts", status.get("attempts", []), ("step", "number", "startTime", "endTime", "reason", "exitCode", "resumedFromStep", "stepsDone"))  # fmt: skip
-    lines += _rows(
-        "Conditions", status.get("conditions", []), ("type", "status", "reason", "message")
-    )
+    lines += _rows("Attempts", status.get("attempts", []), ATTEMPT_KEYS)
+    lines += _rows("Conditions", status.get("conditions", []), CONDITION_KEYS)
     lines += _rows("Events", events[-15:], ("time", "type", "reason", "message"))
     return "\n".join(lines)
 

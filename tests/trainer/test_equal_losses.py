@@ -234,6 +234,8 @@ def test_layouts_agree(lab: Lab, reference: Finished, layout: str) -> None:
 
 def test_recomputed_activations_change_nothing(lab: Lab, reference: Finished) -> None:
     file = lab.job_file("recomputed", layout="packed", training={"activationCheckpointing": "full"})
+    assert file.resolved is not None
+    assert file.resolved.activation_checkpointing
     assert_same(run_here(lab, file), reference)
 
 

@@ -169,6 +169,12 @@ def test_ranks_share_the_tokens_of_a_packed_step_evenly() -> None:
     assert max(shares) - min(shares) <= 10
 
 
+def test_the_rank_that_got_the_longest_rows_gets_the_shortest_next() -> None:
+    lengths = np.array([40, 30, 20, 10], dtype=np.int64)
+    plan = a_plan(rows=4, lengths=lengths, trained=lengths - 1, tokens_cap=40)
+    assert plan.step(0, 0).micro_batches == [[[0], [3]], [[1], [2]]]
+
+
 def test_padding_puts_rows_of_like_length_together() -> None:
     plan = a_plan(packed=False, batch=30, rows_cap=5)
     computed = sum(

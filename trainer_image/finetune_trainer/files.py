@@ -3,12 +3,14 @@
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
+ABANDONED_SECONDS = 86_400
 
 
 def write_whole(path: Path, content: str) -> None:
@@ -63,9 +65,13 @@ def folder_made_whole(target: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, name: str) -> None:
-    """Remove what crashed writers of `folder/name` left beside it."""
+    """Remove what crashed writers of `folder/name` left beside it, a day ago or longer.
+
+    Younger ones may belong to a writer that is at work: two jobs on the same data make the same folder.
+    """
     for path in folder.glob(f".{name}.*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

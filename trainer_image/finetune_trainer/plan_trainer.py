@@ -109,6 +109,7 @@ class PlanTrainer(SFTTrainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Run the micro-batches of one optimizer step; return its loss on this rank."""
+        del num_items_in_batch  # of one micro-batch; the plan knows the whole step's
         # Dropout depends on seed, step and rank only: a resumed run goes on bit for bit.
         step_seed = self.args.seed * 1_000_003 + self.state.global_step * 1009
         torch.manual_seed((step_seed + self.accelerator.process_index) % 2**63)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +16,10 @@ MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.gguf
 PICKLE_FILES = ["*.bin", "*.pt", "*.pth"]
 DATA_FILES = ["*.jsonl", "*.json", "*.csv", "*.parquet"]
 HTTP_TIMEOUT_SECONDS = 60
+CLAIM_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+SECRET_KEYS = (
+    "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION",
+)  # fmt: skip
 
 
 def claim_path(uri: str, folders: Folders) -> Path:
@@ -24,18 +29,27 @@ def claim_path(uri: str, folders: Folders) -> Path:
         UserError: the path leaves its claim, or `file://` is not allowed here.
     """
     scheme, rest = uri.split("://", 1)
-    if scheme == "file":
-        if not folders.base:
-            raise UserError(
-                f"{uri}: file:// works under `finetune local` only; use pvc://claim/path"
-            )
-        return (Path(folders.base) / rest).resolve()
-    root = Path(folders.claims).resolve()
-    claim = root / rest.split("/", 1)[0]
-    path = (root / rest).resolve()
-    if path != claim and claim not in path.parents:
-        raise UserError(f"{uri}: the path leaves its claim; it must stay below pvc://{claim.name}/")
+    if scheme == "file" and not folders.base:
+        raise UserError(f"{uri}: file:// works under `finetune local` only; use pvc://claim/path")
+    root = Path(folders.base if scheme == "file" else folders.claims)
+    try:
+        path = (root / rest).resolve()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+        raise UserError(f"{uri}: {error} is no path of this computer; correct it") from error
+    if scheme == "pvc":
+        _check_claim(uri, path, root.resolve(), rest.split("/", 1)[0])
     return path
+
+
+def _check_claim(uri: str, path: Path, root: Path, name: str) -> None:
+    if not CLAIM_NAME.fullmatch(name):
+        raise UserError(f"{uri}: {name!r} is no name of a claim; it must be pvc://claim/path")
+    if root / name not in (path, *path.parents):
+        raise UserError(
+            f"{uri}: the path leaves its claim; it must stay below pvc://{name}/; remove `..` and"
+            " links that lead outside"
+        )
 
 
 def credentials(reference: SecretReference | None, folders: Folders) -> dict[str, str]:
@@ -46,21 +60,20 @@ def credentials(reference: SecretReference | None, folders: Folders) -> dict[str
     """
     if reference is None:
         return {}
-    folder = Path(folders.secrets) / reference.name
+    folder, known = Path(folders.secrets) / reference.name, ", ".join(SECRET_KEYS)
     if folder.is_dir():
-        return {path.name: path.read_text().strip() for path in folder.iterdir() if path.is_file()}
-    known = (
-        "HF_TOKEN",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_ENDPOINT_URL",
-        "AWS_REGION",
-    )
-    found = {key: os.environ[key] for key in known if key in os.environ}
+        keys = sorted(path.name for path in folder.iterdir() if path.is_file())
+        if not set(keys) & set(SECRET_KEYS):
+            raise UserError(
+                f"`credentialsSecretRef`: secret '{reference.name}' has the keys"
+                f" {', '.join(keys) or 'none'}; it must have one of {known}; add it"
+            )
+        return {key: (folder / key).read_text(encoding="utf-8").strip() for key in keys}
+    found = {key: os.environ[key] for key in SECRET_KEYS if key in os.environ}
     if not found:
         raise UserError(
-            f"secret '{reference.name}' is missing; create {folder}/<KEY> files"
-            f" or set one of {', '.join(known)} in the environment"
+            f"`credentialsSecretRef`: secret '{reference.name}' is missing; create it with one of the"
+            f" keys {known} (under `finetune local` as files {folder}/<KEY>, or in the environment)"
         )
     return found
 
@@ -74,8 +87,13 @@ def fetch(location: Location, folders: Folders, *, what: str, patterns: list[str
         UserError, DataError: it does not exist or may not be read. Infrastructure: network.
     """
     scheme = location.uri.split("://", 1)[0]
-    secret = credentials(location.credentials_secret_ref, folders)
+    if location.revision and scheme != "hf":
+        raise UserError(
+            f"{what}: {location.uri} has no revisions (only hf:// has), but `revision` is"
+            f" {location.revision!r}; remove it"
+        )
     try:
+        secret = credentials(location.credentials_secret_ref, folders)
         match scheme:
             case "pvc" | "file":
                 path = claim_path(location.uri, folders)

@@ -72,7 +72,9 @@ def train(file: JobFile) -> TrainResult | None:
 
 def run_of(file: JobFile) -> Run:
     """Return the run that a job file describes."""
-    assert file.job and file.resolved and file.prepared, "a train step has all three"
+    assert file.job is not None, "a train step has a job"
+    assert file.resolved is not None, "the operator has resolved it"
+    assert file.prepared is not None, "prepare came first"
     cache = Path(file.folders.cache)
     return Run(
         file=file,

@@ -109,10 +109,11 @@ class _Findings:
         allowed = self._spec.max_invalid_rows
         if self.invalid > allowed or (self.invalid and not self.rows):
             first = self.errors[0]
+            leave_out = ", or raise `spec.maxInvalidRows` to leave such rows out"
             raise InvalidRows(
                 f"{what}: {self.invalid} of {self.rows + self.invalid} rows are invalid,"
                 f" `spec.maxInvalidRows` is {allowed}; the first is row {first.row}, {first.message};"
-                " correct the rows, or raise `spec.maxInvalidRows` to leave such rows out",
+                f" correct the rows{leave_out if self.rows else ''}",
                 self.errors,
                 self.invalid,
             )

@@ -157,7 +157,7 @@ def _close_stopped(
             "reason": "Suspended",
         }
     )
-    spent = max(round(ended - seconds_of(attempt.start_time)), 0)
+    spent = max(round(ended - seen.started_at), 0) if seen else 0
     return status.model_copy(
         update={
             "attempts": [*status.attempts[:-1], closed],
@@ -175,7 +175,7 @@ def _pipeline(
         return overdue
     step = _advance(job, status, observed, prepare.STEP, now)
     if step.result is None or step.result.prepared is None:
-        return _plan(job, status, step, prepare.STEP, now)
+        return _plan(job, status, observed, step, prepare.STEP, now)
     prepared = step.result.prepared
     status = _closed(status, step)
     if prepared.adopted is not None:
@@ -185,7 +185,7 @@ def _pipeline(
     if not is_true(status.conditions, "Trained"):
         step = _advance(job, status, observed, train.STEP, now, prepared)
         if step.result is None or step.result.trained is None:
-            return _plan(job, status, step, train.STEP, now)
+            return _plan(job, status, observed, step, train.STEP, now)
         status = jobstatus.trained(job, _closed(status, step), step.result, now)
     for wanted in job.spec.exports or []:
         name = export.step_name(wanted)
@@ -193,7 +193,7 @@ def _pipeline(
             continue
         step = _advance(job, status, observed, name, now, prepared)
         if step.result is None or step.result.exported is None:
-            return _plan(job, status, step, name, now)
+            return _plan(job, status, observed, step, name, now)
         status = jobstatus.exported(_closed(status, step), step.result.exported)
     return Plan(status=jobstatus.succeeded(job, status, now))
 
@@ -244,7 +244,12 @@ def _closed(status: FineTuneJobStatus, step: Advance) -> FineTuneJobStatus:
 
 
 def _plan(
-    job: FineTuneJob, status: FineTuneJobStatus, step: Advance, name: str, now: datetime
+    job: FineTuneJob,
+    status: FineTuneJobStatus,
+    observed: Observed,
+    step: Advance,
+    name: str,
+    now: datetime,
 ) -> Plan:
     """Return the plan of a step that is not through."""
     status = _closed(status, step)
@@ -256,28 +261,38 @@ def _plan(
         status=status,
         runs=step.runs,
         events=step.events,
-        requeue_after=_deadline_left(job, status, now),
+        requeue_after=_deadline_left(job, status, observed, now),
     )
 
 
-def _spent_seconds(status: FineTuneJobStatus, now: datetime) -> float:
+def _spent_seconds(
+    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
+) -> float:
     """Return the running time so far: ended attempts and the current one; waiting does not count."""
     current = status.attempts[-1] if status.attempts else None
     if current is None or current.end_time is not None:
         return status.running_seconds
-    return status.running_seconds + now.timestamp() - seconds_of(current.start_time)
+    name = run_name(job.metadata, run=status.run, step=current.step, attempt=current.number)
+    seen = observed.runs.get(name)
+    return status.running_seconds + (now.timestamp() - seen.started_at if seen else 0)
 
 
-def _deadline_left(job: FineTuneJob, status: FineTuneJobStatus, now: datetime) -> float | None:
+def _deadline_left(
+    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
+) -> float | None:
     limit = job.spec.active_deadline_seconds
-    return None if limit is None else max(limit - _spent_seconds(status, now), 0.0) + 0.1
+    return (
+        None
+        if limit is None
+        else max(limit - _spent_seconds(job, status, observed, now), 0.0) + 0.1
+    )
 
 
 def _overdue(
     job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
 ) -> Plan | None:
     limit = job.spec.active_deadline_seconds
-    if limit is None or _spent_seconds(status, now) < limit:
+    if limit is None or _spent_seconds(job, status, observed, now) < limit:
         return None
     running = tuple(run.name for run in observed.runs.values() if run.is_running)
     failure = Failure(

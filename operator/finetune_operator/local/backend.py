@@ -9,6 +9,7 @@ from typing import Any
 from finetune_api.datasetregistration import DatasetRegistration
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelexport import ModelExport
+from finetune_api.objects import Resource
 from finetune_operator.conditions import timestamp
 from finetune_operator.local.machine import this_machine
 from finetune_operator.local.processes import Processes
@@ -67,19 +68,26 @@ class LocalBackend:
         if plan.status is not None and plan.status != resource.status:
             self.store.write_status(key, uid, plan.status)
         for run in plan.runs:
-            self.processes.create(run, uid)
+            # One training at a time: two would share, and together exceed, this computer's memory.
+            if run.job_file.step != "train" or not self.processes.is_training(besides=run.name):
+                self.processes.create(run, uid)
         for name in plan.stops:
             self.processes.stop(name)
+        self._remove(plan, resource)
+        if plan.releases_object:
+            self.store.remove(key)
+        for event in plan.events:
+            self._tell(key, event)
+
+    def _remove(self, plan: Plan, resource: Resource) -> None:
+        """Remove runs, working files and outputs that are no longer wanted."""
+        uid = resource.metadata.uid
         for name in plan.removals:
             shutil.rmtree(self.processes.folder(name), ignore_errors=True)
         if plan.removes_work:
             shutil.rmtree(self.processes.work_folder(uid), ignore_errors=True)
         for location in plan.removed_outputs:
             self._remove_output(location, base_folder(resource.metadata), uid)
-        if plan.releases_object:
-            self.store.remove(key)
-        for event in plan.events:
-            self._tell(key, event)
 
     @staticmethod
     def path_in(store: Store, location: str, base: str) -> Path:

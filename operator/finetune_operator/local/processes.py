@@ -175,6 +175,10 @@ class Processes:
         """Return the runs whose process lives."""
         return [folder.name for folder in self._steps.glob("*") if self.is_alive(folder.name)]
 
+    def is_training(self, *, besides: str) -> bool:
+        """Tell whether another run at training lives."""
+        return any("-train-" in name for name in self.running() if name != besides)
+
     def stamp(self) -> tuple[object, ...]:
         """Return what changes whenever a run begins, reports or ends."""
         names = (JOB_FILE, PROGRESS_FILE, TERMINATION_FILE)

@@ -7,7 +7,7 @@ from datetime import datetime
 from finetune_api.contract import Termination
 from finetune_api.meta import Metadata
 from finetune_api.status import Attempt, Failure, Status
-from finetune_operator.conditions import seconds_of, timestamp
+from finetune_operator.conditions import timestamp
 from finetune_operator.failures import Judgement, Next, judge, made_progress, termination_of
 from finetune_operator.plan import Event, ObservedRun, StepRun
 from finetune_operator.steps.naming import run_name
@@ -147,8 +147,7 @@ def _ended(
 ) -> tuple[list[Attempt], int]:
     """Return the attempts with one closed, and how long it ran."""
     snapshot = end.snapshot
-    started = seconds_of(attempt.start_time)
-    ended_at = seen.ended_at if seen.ended_at is not None else started
+    ended_at = seen.ended_at if seen.ended_at is not None else seen.started_at
     closed = attempt.model_copy(
         update={
             "end_time": timestamp(datetime.fromtimestamp(ended_at).astimezone()),
@@ -158,7 +157,9 @@ def _ended(
             "steps_done": snapshot.progress.step if snapshot else None,
         }
     )
-    return [closed if a is attempt else a for a in attempts], max(round(ended_at - started), 0)
+    return [closed if a is attempt else a for a in attempts], max(
+        round(ended_at - seen.started_at), 0
+    )
 
 
 def _events(verdict: Judgement, attempt: Attempt, end: Termination) -> tuple[Event, ...]:

@@ -24,6 +24,7 @@ from finetune_trainer.errors import DataError, StepError
 from finetune_trainer.files import sha256_of
 
 DETECTION_ROWS = 20
+SEARCHED_ROWS = 10_000
 SHOWN_FIELDS = 12
 
 
@@ -117,9 +118,8 @@ def find_format(source: Source, spec: DatasetRegistrationSpec) -> tuple[DatasetF
     columns, tags = spec.columns or Columns(), spec.tags or Tags()
     candidates = list(FORMATS) if spec.format is DatasetFormat.AUTO else [spec.format]
     unknown: RawRow | None = None
-    for row in itertools.islice(source.rows(), DETECTION_ROWS + spec.max_invalid_rows):
-        if row.fault:
-            continue
+    readable = (row for row in itertools.islice(source.rows(), SEARCHED_ROWS) if not row.fault)
+    for row in itertools.islice(readable, DETECTION_ROWS):
         for candidate in candidates:
             if layout := FORMATS[candidate].detect(row.value, columns, tags):
                 return candidate, layout

@@ -1,0 +1,266 @@
+"""Tokens a second of packed and padded runs, and of TRL's own loop on the same packed rows.
+
+python benchmarks/packing.py [--repeats 5] [--steps 4] [--rows 16] [--model FOLDER]
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from trl import SFTTrainer
+
+from finetune_api.adapters import Lora
+from finetune_api.contract import DatasetInput, Folders, JobFile
+from finetune_api.datasetregistration import DatasetFormat, DatasetRegistrationSpec
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.resolve import Machine, resolve
+from finetune_trainer.adapters import lora_config
+from finetune_trainer.attention import use_packed_attention
+from finetune_trainer.batch_plan import BatchPlan
+from finetune_trainer.callbacks import RunCallback
+from finetune_trainer.checkpoints import attempt_folder
+from finetune_trainer.models import load_model
+from finetune_trainer.prepare import prepare
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.train import build_trainer, plan_of, rows_of, run_of
+from finetune_trainer.validate import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "examples" / "data" / "brio-support.jsonl"
+PACKED, PADDED, SINGLE = "packed", "padded, all rows at once", "padded, one row at a time"
+BARE, BARE_WITH_OURS = "bare TRL, packed", "bare TRL, packed, our attention"
+QUIET_SHARE = 0.05
+"""Share of the machine that others may use while figures still count."""
+
+
+class Stopwatch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Measures all steps but the first, which warms up."""
+
+    def __init__(self) -> None:
+        self.started = self.seconds = 0.0
+        self.losses: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        if state.global_step == 1:
+            self.started = time.perf_counter()
+        self.seconds = time.perf_counter() - self.started
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:  # noqa: ARG002
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+class Bench:
+    """One model, one set of rows, and trainers made of them."""
+
+    def __init__(self, folder: Path, model: Path, *, rows: int, steps: int) -> None:
+        """Validate and prepare the data."""
+        self._folder, self._rows, self._steps = folder, rows, steps
+        self._file = JobFile(
+            step="prepare", namespace="default", name="bench", uid="bench-uid", output="pvc://out/x",
+            folders=Folders(
+                step=str(folder), cache=str(folder / "cache"), work=str(folder / "work"),
+                claims=str(folder / "claims"), base="/",
+            ),
+            job=self._spec(model, packed=True, at_once=rows),
+        )  # fmt: skip
+        self._model = model
+        source = {"source": {"uri": f"file://{DATA}"}}
+        given = DatasetInput(
+            name="rows", digest="", format=DatasetFormat.ALPACA, base="/",
+            spec=DatasetRegistrationSpec.model_validate(source),
+        )  # fmt: skip
+        found = validate(self._file.model_copy(update={"registration": given}))
+        given = given.model_copy(update={"digest": found.digest, "columns": found.columns})
+        self._file = self._file.model_copy(update={"datasets": [given]})
+        self._prepared = prepare(self._file)
+
+    def _spec(self, model: Path, *, packed: bool, at_once: int) -> FineTuneJobSpec:
+        return FineTuneJobSpec.model_validate({
+            "model": {"uri": f"file://{model}"},
+            "datasets": [{"name": "rows"}],
+            "data": {"packing": "packed" if packed else "padded"},
+            "training": {
+                "maxSteps": self._steps + 1, "globalBatchSize": self._rows,
+                "perDeviceBatchSize": at_once, "precision": "fp32",
+            },
+            "workers": {"gpusPerNode": 0},
+            "checkpoint": {"everySteps": 1_000_000},
+        })  # fmt: skip
+
+    def run(self, *, packed: bool, at_once: int) -> Any:
+        """Return the run of a job as the operator would hand it to the trainer."""
+        spec = self._spec(self._model, packed=packed, at_once=at_once)
+        resolved = resolve(spec, self._prepared, dataset_digests={}, here=Machine())
+        changes = {"job": spec, "resolved": resolved, "prepared": self._prepared, "step": "train"}
+        return run_of(self._file.model_copy(update=changes))
+
+    def plan(self) -> BatchPlan:
+        """Return the packed plan: one micro-batch a step."""
+        run = self.run(packed=True, at_once=self._rows)
+        return plan_of(run, rows_of(run, "train"), shuffled=True)
+
+    def tokens(self) -> int:
+        """Return the tokens of the measured steps, without padding."""
+        return sum(self.plan().step(0, index).tokens for index in range(1, self._steps + 1))
+
+    def ours(self, *, packed: bool, at_once: int) -> Any:
+        """Return our trainer with all that a real run has: log, progress, stop and save checks."""
+        run = self.run(packed=packed, at_once=at_once)
+        trainer = build_trainer(run)
+        reporter = ProgressReporter(run.file, total_steps=self._steps + 1, first_step=0)
+        callback = RunCallback(run.file, reporter, is_first_rank=True)
+        callback.attach(trainer)
+        trainer.add_callback(callback)
+        attempt_folder(run.file).mkdir(parents=True, exist_ok=True)
+        return trainer
+
+    def bare(self, *, our_attention: bool) -> Any:
+        """Return TRL's trainer on the same rows, packed the same, with the same arguments."""
+        run = self.run(packed=True, at_once=self._rows)
+        model = load_model(run.model_folder, dtype="float32", attention="auto")
+        if our_attention:
+            assert use_packed_attention(model)
+        args, tokenizer, rows = self._parts
+        trainer = SFTTrainer(
+            model=model, args=dataclasses.replace(args), processing_class=tokenizer,
+            train_dataset=rows, peft_config=lora_config(Lora(), run.resolved),
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any, Dataset]:
+        ours = build_trainer(self.run(packed=True, at_once=self._rows))
+        # Our rows come in the plan's order; TRL would shuffle them.
+        order = {"padding_free": True, "train_sampling_strategy": "sequential"}
+        rows = packed_rows(ours.train_dataset, self.plan(), self._steps + 1)
+        return dataclasses.replace(ours.args, **order), ours.processing_class, rows
+
+
+def packed_rows(rows: Dataset, plan: BatchPlan, steps: int) -> Dataset:
+    """Return one dataset row a step: the step's rows laid end to end, as TRL's packing does."""
+    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "seq_lengths": []}
+    for index in range(steps):
+        ((numbers,),) = plan.step(0, index).micro_batches  # one rank, one micro-batch
+        parts = [rows[number] for number in numbers]
+        for name in ("input_ids", "labels"):
+            columns[name].append([token for part in parts for token in part[name]])
+        columns["seq_lengths"].append([len(part["input_ids"]) for part in parts])
+    return Dataset.from_dict(columns)
+
+
+def tiny_llama(folder: Path) -> Path:
+    """Save a random Llama of 13 million weights, with a head as wide as small models have."""
+    sys.path.insert(0, str(ROOT))
+    from tests.fakes.tiny import tiny_tokenizer
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16384, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
+        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=2048,
+        bos_token_id=0, eos_token_id=0, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def measured(make: Callable[[], Any]) -> Stopwatch:
+    """Train once, silently; return the stopwatch."""
+    watch = Stopwatch()
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = make()
+        trainer.add_callback(watch)
+        trainer.train()
+    return watch
+
+
+def busy_seconds() -> float:
+    """Return the processor seconds that all processes of this machine have used."""
+    user, nice, system, _idle, _wait, *rest = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="measured steps of a repeat")
+    parser.add_argument("--rows", type=int, default=16, help="rows of a step")
+    parser.add_argument("--model", type=Path, help="folder of a model; unset: a random Llama")
+    chosen = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with contextlib.redirect_stderr(io.StringIO()):
+            model = chosen.model or tiny_llama(folder / "model")
+            bench = Bench(folder, model.resolve(), rows=chosen.rows, steps=chosen.steps)
+        started, busy, own = time.perf_counter(), busy_seconds(), sum(os.times()[:4])
+        seconds, losses = measure(bench, chosen.rows, chosen.repeats)
+        own = sum(os.times()[:4]) - own
+        spent = (time.perf_counter() - started) * (os.cpu_count() or 1)
+        report(bench.tokens(), seconds, losses)
+        tell_load(load, max(busy_seconds() - busy - own, 0) / spent)
+
+
+def measure(
+    bench: Bench, rows: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return seconds and losses of every way to train; repeats take turns."""
+    ways: dict[str, Callable[[], Any]] = {
+        PACKED: lambda: bench.ours(packed=True, at_once=rows),
+        PADDED: lambda: bench.ours(packed=False, at_once=rows),
+        SINGLE: lambda: bench.ours(packed=False, at_once=1),
+        BARE: lambda: bench.bare(our_attention=False),
+        BARE_WITH_OURS: lambda: bench.bare(our_attention=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    losses = {}
+    for _ in range(repeats):
+        for name, make in ways.items():
+            watch = measured(make)
+            seconds[name].append(watch.seconds)
+            losses[name] = watch.losses
+    return seconds, losses
+
+
+def report(tokens: int, seconds: dict[str, list[float]], losses: dict[str, list[float]]) -> None:
+    """Print the table and the ratios."""
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"{'':42}{'tokens/s':>10}{'least':>8}{'most':>8}{'loss differs by':>17}")
+    for name, values in seconds.items():
+        off = max(abs(a - b) for a, b in zip(losses[name], losses[PACKED], strict=True))
+        rates = [tokens / value for value in (middle[name], max(values), min(values))]
+        print(f"{name:42}{rates[0]:10.0f}{rates[1]:8.0f}{rates[2]:8.0f}{off:17.1e}")
+    print()
+    for slow in (PADDED, SINGLE, BARE, BARE_WITH_OURS):
+        print(f"{PACKED} / {slow} = {middle[slow] / middle[PACKED]:.2f}")
+
+
+def tell_load(before: float, others: float) -> None:
+    """Say whether the machine was quiet enough for the figures to count."""
+    print(f"\nLoad before: {before:.2f}. Others used {others:.0%} of the machine meanwhile.")
+    if others > QUIET_SHARE:
+        print("The machine was not quiet: measure again.")
+
+
+if __name__ == "__main__":
+    main()
