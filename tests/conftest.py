@@ -16,7 +16,7 @@ from tests.fakes.tiny import alpaca_rows, tiny_model, write_jsonl
 from tests.fakes.warm_python import write_client
 
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-RUN_TIMEOUT_SECONDS = 300
+RUN_TIMEOUT_SECONDS = 600
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from finetune_api.crd import RESOURCES
 from finetune_api.objects import Resource, dump
@@ -28,6 +26,10 @@ def _at(body: dict[str, Any], path: str) -> Any:
     return node
 
 
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
 def age(timestamp: str | None) -> str:
     """Return how long ago a time was, as kubectl says it."""
     if not timestamp:
@@ -47,19 +49,15 @@ def print_table(kind: str, resources: list[Resource], *, wide: bool) -> None:
         for column in next(r for r in RESOURCES if r.kind == kind).columns
         if wide or not column.priority
     ]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("NAME", *(column.name.upper() for column in columns)):
-        table.add_column(name, no_wrap=True)
+    rows = [["NAME", *(column.name.upper() for column in columns)]]
     for resource in resources:
         body = dump(resource)
         cells = [
-            age(_at(body, column.path))
-            if column.type == "date"
-            else str(_at(body, column.path) or "")
-            for column in columns
+            age(_at(body, c.path)) if c.type == "date" else _cell(_at(body, c.path))
+            for c in columns
         ]
-        table.add_row(resource.metadata.name, *cells)
-    Console(soft_wrap=True).print(table)
+        rows.append([resource.metadata.name, *cells])
+    print("\n".join(_aligned(rows)))
 
 
 def print_as(resources: list[tuple[str, Resource]], output: str) -> None:
@@ -116,12 +114,15 @@ def _failure(failure: dict[str, Any] | None) -> list[str]:
 def _rows(title: str, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[str]:
     if not rows:
         return []
-    cells = [[str(row.get(key, "")) for key in keys] for row in rows]
     header = [key[:1].upper() + key[1:] for key in keys]
-    widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(keys))]
-    lines = [
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *cells]
+    cells = [[_cell(row.get(key)) for key in keys] for row in rows]
+    return [f"{title}:", *(f"  {line}" for line in _aligned([header, *cells]))]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Return rows as lines whose columns stand below each other, like kubectl's."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
     ]
-    return [f"{title}:", *lines]

@@ -125,34 +125,53 @@ class RowError(StatusModel):
     row: int
     """Number of the row, from 1."""
     field: ShortText
+    """Field of the row that is at fault; `row`: the row cannot be read."""
     message: Message
+    """File and line, and what is wrong; at most 300 characters."""
 
 
 class TokenStatistics(StatusModel):
     """Tokens per row, rendered without a chat template."""
 
     mean: int
+    """Mean tokens of a valid row, rounded."""
     p50: int
+    """Median tokens of a valid row, the lower one of two."""
     p95: int
+    """95th percentile of the tokens of a valid row."""
     max: int
+    """Tokens of the longest valid row."""
     total: int
+    """Tokens of all valid rows together."""
 
 
 class DatasetRegistrationStatus(Status):
     """State of a DatasetRegistration."""
 
     observed_refresh: int = 0
+    """`spec.refresh` at the last validation that succeeded."""
     format: Annotated[str, Field(max_length=32)] = ""
+    """Shape of the rows: as given, or with `auto` as found in the first readable rows."""
     purpose: Annotated[str, Field(max_length=32)] = ""
+    """What the rows are for: `conversation`."""
     rows: int = 0
+    """Valid rows among those read, once `Ready`."""
     invalid_rows: int = 0
+    """Invalid rows among those read."""
     errors: Annotated[list[RowError], Field(max_length=10)] = []
+    """The first ten invalid rows."""
     columns: Columns | None = None
+    """Columns that are read, given or found."""
     tags: Tags | None = None
+    """Keys and roles that are read, given or found (sharegpt, openai)."""
     size_bytes: int = 0
+    """Bytes of the source's files, or of the inline rows."""
     digest: Annotated[str, Field(max_length=128)] = ""
+    """`sha256:` over names and contents of the source's files; a job refuses changed data."""
     tokens: TokenStatistics | None = None
+    """Tokens per row, without a chat template. Unset: `spec.tokenizer` is."""
     preview: Annotated[list[Message], Field(max_length=5)] = []
+    """The first `spec.previewRows` valid rows as JSON, cut at 300 characters each."""
 
 
 class DatasetRegistration(Model):

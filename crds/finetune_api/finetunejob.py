@@ -146,15 +146,25 @@ class FineTuneJobStatus(Status):
     """State of a FineTuneJob."""
 
     run: int = 0
+    """Number of the run this status is about, `spec.rerun` + 1; 0: not taken up yet."""
     progress: Progress | None = None
+    """How far training is, by the trainer's last report."""
     metrics: Metrics | None = None
+    """Latest values by the trainer's last report, as text: floats are not portable."""
     loss_history: History = []
+    """Losses of training: at most 64 points, evenly chosen, first and last among them."""
     eval_history: History = []
+    """Losses of evaluation, chosen likewise."""
     checkpoints: Checkpoints | None = None
+    """What was saved."""
     estimate: Estimate | None = None
+    """What the run is expected to need; found by `prepare`."""
     resolved: Resolved | None = None
+    """Every value the run uses, whoever chose it; decided when `prepare` is through."""
     data: DataCounts | None = None
+    """What became of the rows; counted by `prepare`."""
     artifacts: Annotated[list[Artifact], Field(max_length=32)] = []
+    """Results: of training first, then of each export."""
     running_seconds: int = 0
     """Running time of ended attempts, for `activeDeadlineSeconds`."""
 

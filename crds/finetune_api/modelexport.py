@@ -134,18 +134,26 @@ class Verification(StatusModel):
     """How the exported model compares with the trained one."""
 
     max_logit_difference: Annotated[str, Field(max_length=32)]
+    """Largest difference of a logit from base + adapter, over all prompts, in fp32."""
     identical_tokens: Annotated[str, Field(max_length=32)]
+    """Positions at which both find the same token likeliest, e.g. `52/52`."""
 
 
 class ModelExportStatus(Status):
     """State of a ModelExport."""
 
     source_digest: Annotated[str, Field(max_length=128)] = ""
+    """Digest of what is exported; not filled yet."""
     uri: Annotated[str, Field(max_length=1024)] = ""
+    """Location of the exported model's folder."""
     size_bytes: int = 0
+    """Bytes of all its files."""
     digest: Annotated[str, Field(max_length=128)] = ""
+    """`sha256:` over names, sizes and SHA-256 of its files."""
     files: int = 0
+    """Number of its files."""
     verification: Verification | None = None
+    """How it compares with the trained model; it is published only if close enough."""
 
 
 class ModelExport(Model):

@@ -75,8 +75,9 @@ def test_linter_finds_nothing(resource: Resource) -> None:
 
 
 @each_resource
-def test_every_spec_field_has_a_description(resource: Resource) -> None:
-    fields = walk(resource_schema(resource)["properties"]["spec"], path="spec")
+@pytest.mark.parametrize("part", ["spec", "status"])
+def test_every_field_has_a_description(resource: Resource, part: str) -> None:
+    fields = walk(resource_schema(resource)["properties"][part], path=part)
     missing = [
         path
         for path, node in fields

@@ -64,11 +64,17 @@ def test_a_template_that_parts_a_text_cannot_part_control_tokens_from_their_mark
 # Tokenizers with ways of their own.
 
 
-def test_white_space_counts_where_a_tokenizer_leaves_it_out_of_offsets() -> None:
-    tokenizer = tokenizer_for(CHATML)
+@pytest.mark.parametrize("header", ["ASSISTANT: ", "ASSISTANT:\n"])
+def test_white_space_counts_where_a_tokenizer_leaves_it_out_of_offsets(header: str) -> None:
+    source = f"{{% for m in messages %}}{{{{ m.content }}}}{{{{ '{header}' if loop.first else eos_token }}}}{{% endfor %}}"
+    tokenizer = tokenizer_for(source)
+    code = "a = x:\n        return  y "
+    whole = encode(tokenizer, source, chat(code, code))
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    code = " if x:\n        return  y "
-    assert runs(encode(tokenizer, CHATML, chat(code, code)), tokenizer) == [f"{code}<|im_end|>"]
+    assert encode(tokenizer, source, chat(code, code)) == whole
+    # A first token that begins in the header is none of the text's.
+    kept = code if header.endswith("\n") else code.removeprefix("a")
+    assert runs(whole, tokenizer) == [f"{kept}</s>"]
 
 
 @pytest.mark.parametrize("scheme", ["always", "first"])
@@ -180,6 +186,7 @@ def test_a_named_template_needs_an_end_of_sequence_token(name: str) -> None:
         ("{{ messages[0].nothing + 1 }}", chat("a", "b"), "refuses a conversation"),
         (CHATML.replace("['content']", "['content'] | upper"), chat("a", "b"), "changes the assistant's text"),
         (CHATML.replace("['content']", "['content'] * 2"), chat("a", "b"), "changes the assistant's text"),
+        (CHATML + "{{ messages[-1]['content'][-1] }}", chat("a", "b"), "changes the assistant's text"),
         (trl_template("qwen3"), chat("a", THOUGHT, "b", "c"), "changes the assistant's text"),
         (trl_template("smolvlm"), chat("a", "b"), "changes the assistant's text"),
     ],

@@ -27,32 +27,34 @@ def lora_config(lora: Lora, resolved: Resolved) -> Any:
     )
 
 
-def check_modules(lora: Lora, folder: Path) -> None:
-    """Refuse module names that the model does not have; reads names only, no weights.
+def check_modules(lora: Lora, model: Any) -> None:
+    """Refuse module names that a model does not have, or that cannot be adapted.
 
     Raises:
-        UserError: a name matches nothing; the message lists what there is.
+        UserError: a name matches nothing of use; the message lists what there is.
     """
     import torch
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    names = [name for name, _ in model.named_modules()]
-    linear = sorted(
-        {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    )
+    adaptable = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    modules = dict(model.named_modules())
+    known = sorted({n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, adaptable)})
     for field, wanted in (
         ("targetModules", lora.target_modules),
         ("modulesToSave", lora.modules_to_save),
     ):
         for name in wanted or []:
-            if name != ALL_LINEAR and not any(n == name or n.endswith(f".{name}") for n in names):
-                raise UserError(
-                    f"`spec.lora.{field}` {name!r} is no module of this model; it must be one of"
-                    f" {', '.join(linear)}"
-                )
+            if name == ALL_LINEAR and field == "targetModules":
+                continue
+            found = [m for n, m in modules.items() if n == name or n.endswith(f".{name}")]
+            wrong = next((m for m in found if not isinstance(m, adaptable)), None)
+            if found and (field == "modulesToSave" or wrong is None):
+                continue
+            state = f"is a {type(wrong).__name__}" if found else "is no module of this model"
+            raise UserError(
+                f"`spec.lora.{field}` {name!r} {state}; it must be one of {', '.join(known)};"
+                " correct or remove it"
+            )
 
 
 def merge(model: Any, folders: list[Path]) -> Any:

@@ -2,75 +2,90 @@
 
 import hashlib
 import json
+import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune_api.contract import Folders, PreparedModel
 from finetune_api.finetunejob import BaseModelSource
 from finetune_trainer import sources
-from finetune_trainer.errors import UserError
+from finetune_trainer.errors import UserError, classify
 from finetune_trainer.files import folder_made_whole, sha256_of
 
 TOKENIZER_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+LONGEST_REASON = 300
 WEIGHT_INDEX = "model.safetensors.index.json"
 
 
-def prepare_model(source: BaseModelSource, folders: Folders) -> PreparedModel:
+def prepare_model(
+    source: BaseModelSource, folders: Folders, *, what: str = "`spec.model.uri`"
+) -> PreparedModel:
     """Bring a base model into the cache as a plain folder of safetensors.
 
     Raises:
         UserError: it does not exist, is incomplete, or may not be read as it is.
     """
-    what = "`spec.model.uri`"
     patterns = [*sources.MODEL_FILES, *(sources.PICKLE_FILES if source.allow_pickle else [])]
     path = sources.fetch(source, folders, what=what, patterns=patterns)
+    named = f"{what}: {source.uri}"
     if path.is_file() and path.suffix == ".gguf":
-        return _from_gguf(path, folders)
+        return _from_gguf(path, folders, named)
     if path.is_file():
-        raise UserError(
-            f"{what}: {source.uri} is a file; it must be a model folder or a .gguf file"
-        )
-    _require_complete(path, source)
+        raise UserError(f"{named} is a file; it must be a model folder or a .gguf file; correct it")
+    _check_config(path, source, named)
+    _check_weights(path, source, named)
     revision = _revision(path)
     target = Path(folders.cache) / "models" / revision.removeprefix("sha256:")[:24]
     if not target.exists():
         with folder_made_whole(target) as folder:
             shutil.copytree(path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
             if not _has_safetensors(path):
-                _rewrite_as_safetensors(folder)
-    return _prepared(target, folders, _hub_revision(path) or revision)
+                _rewrite_as_safetensors(folder, named)
+    return _prepared(target, folders, _hub_revision(path) or revision, named)
 
 
-def _require_complete(path: Path, source: BaseModelSource) -> None:
-    config = path / "config.json"
-    if not config.is_file():
+def _check_config(path: Path, source: BaseModelSource, named: str) -> None:
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise UserError(f"{named} is an adapter, not a model; give the base model it was made for")
+    if not (path / "config.json").is_file():
+        raise UserError(f"{named} has no config.json; it must be a transformers model; correct it")
+    with _reading(f"{named}: config.json is no valid JSON object", "copy the model again"):
+        dict(json.loads((path / "config.json").read_text(encoding="utf-8")).items())
+    if brings_code(path) and not source.trust_remote_code:
         raise UserError(
-            f"`spec.model.uri`: {source.uri} has no config.json; it must be a transformers model"
+            f"{named} brings Python code of its own; set `spec.model.trustRemoteCode: true` if you"
+            " trust it, or use a model without"
         )
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"`spec.model.uri`: {config.name} of {source.uri} is no valid JSON: {error}"
-        ) from error
-    if settings.get("auto_map") and not source.trust_remote_code:
-        raise UserError(
-            f"`spec.model.uri`: {source.uri} brings Python code of its own; set"
-            " `spec.model.trustRemoteCode: true` if you trust it, or use a model without"
-        )
+
+
+def brings_code(folder: Path) -> bool:
+    """Tell whether a model names Python code of its own; such a one was let in only when trusted."""
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            if json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map"):
+                return True
+        except (OSError, ValueError, AttributeError):
+            continue
+    return False
+
+
+def _check_weights(path: Path, source: BaseModelSource, named: str) -> None:
     pickles = [file.name for pattern in sources.PICKLE_FILES for file in path.glob(pattern)]
     if _has_safetensors(path):
-        _require_shards(path)
+        _require_shards(path, named)
     elif pickles and not source.allow_pickle:
         raise UserError(
-            f"`spec.model.uri`: {source.uri} has its weights in pickle files ({pickles[0]}), which"
-            " can run code when read; use a safetensors version, or set `spec.model.allowPickle`"
+            f"{named} has its weights in pickle files ({pickles[0]}), which can run code when read;"
+            " use a safetensors version, or set `spec.model.allowPickle: true` if you trust it"
         )
     elif not pickles:
         raise UserError(
-            f"`spec.model.uri`: {source.uri} has no weights; it must hold .safetensors files"
+            f"{named} has no weights; it must hold .safetensors files (where it has pickle files"
+            " only, `spec.model.allowPickle: true` reads them); copy them there"
         )
 
 
@@ -78,19 +93,17 @@ def _has_safetensors(path: Path) -> bool:
     return any(path.glob("*.safetensors"))
 
 
-def _require_shards(path: Path) -> None:
+def _require_shards(path: Path, named: str) -> None:
     index = path / WEIGHT_INDEX
     if not index.is_file():
         return
-    try:
+    with _reading(f"{named}: {WEIGHT_INDEX} cannot be read", "copy the model again"):
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+        missing = sorted(name for name in names if "/" in name or not (path / name).is_file())
+    if missing:
         raise UserError(
-            f"`spec.model.uri`: {WEIGHT_INDEX} cannot be read: {error!r}; copy the model again"
-        ) from error
-    if missing := sorted(name for name in names if "/" in name or not (path / name).is_file()):
-        raise UserError(
-            f"`spec.model.uri`: the weight file {missing[0]} is missing; copy the model again"
+            f"{named}: the weight file {missing[0]} is missing, which {WEIGHT_INDEX} names; copy the"
+            " model again"
         )
 
 
@@ -109,7 +122,7 @@ def _hub_revision(path: Path) -> str | None:
     return marker.read_text() if marker.is_file() else None
 
 
-def _from_gguf(path: Path, folders: Folders) -> PreparedModel:
+def _from_gguf(path: Path, folders: Folders, named: str) -> PreparedModel:
     """Dequantise a GGUF file, once, into a folder of safetensors."""
     revision = "sha256:" + sha256_of(path)
     target = Path(folders.cache) / "models" / revision.removeprefix("sha256:")[:24]
@@ -119,22 +132,47 @@ def _from_gguf(path: Path, folders: Folders) -> PreparedModel:
 
         arguments: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
         print(f"Dequantising {path.name}, once", flush=True)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **arguments)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **arguments)
+        with _reading(f"{named} cannot be read as GGUF", "copy it again, or use safetensors"):
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **arguments)
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, dtype=torch.float32, **arguments
+            )
         # The weights are no longer quantised, whatever the file was.
         model.hf_quantizer = None
         del model.config.quantization_config
         with folder_made_whole(target) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-    return _prepared(target, folders, revision)
+    return _prepared(target, folders, revision, named)
 
 
-def _rewrite_as_safetensors(folder: Path) -> None:
+@contextmanager
+def _reading(what: str, advice: str) -> Iterator[None]:
+    """Turn what a library says of a model's files into a refusal; they raise anything.
+
+    Raises:
+        UserError: the files are not what they should be. StepError: memory, disk, permission.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise classify(error) or UserError(f"{what} ({_short(error)}); {advice}") from error
+
+
+def _short(error: BaseException) -> str:
+    """Return a library's message on one line, without the rest of what may be pages."""
+    text = " ".join(str(error).split())
+    return text[:LONGEST_REASON] or type(error).__name__
+
+
+def _rewrite_as_safetensors(folder: Path, named: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=False)
+    with _reading(f"{named}: the pickle files cannot be read", "use a safetensors version"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", use_safetensors=False, trust_remote_code=brings_code(folder)
+        )
     for pattern in sources.PICKLE_FILES:
         for file in folder.glob(pattern):
             file.unlink()
@@ -142,25 +180,24 @@ def _rewrite_as_safetensors(folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-def _prepared(target: Path, folders: Folders, revision: str) -> PreparedModel:
+def _prepared(target: Path, folders: Folders, revision: str, named: str) -> PreparedModel:
     from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(target, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(
-            f"`spec.model.uri`: transformers does not know this model: {str(error).splitlines()[0]}"
-        ) from error
+    advice = "use a model of an architecture that transformers knows, or correct its config.json"
+    with _reading(f"{named}: transformers refuses its config.json", advice):
+        config = AutoConfig.from_pretrained(
+            target, local_files_only=True, trust_remote_code=brings_code(target)
+        )
     text = config.get_text_config()
     return PreparedModel(
         folder=str(target.relative_to(folders.cache)),
         revision=revision,
-        parameters=count_parameters(target),
+        parameters=count_parameters(target, named),
         max_length=getattr(text, "max_position_embeddings", None),
     )
 
 
-def count_parameters(folder: Path) -> int:
+def count_parameters(folder: Path, named: str) -> int:
     """Return the number of weights in a folder, from the headers of its safetensors.
 
     Raises:
@@ -173,13 +210,10 @@ def count_parameters(folder: Path) -> int:
         try:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    size = 1
-                    for length in tensors.get_slice(name).get_shape():
-                        size *= length
-                    total += size
+                    total += math.prod(tensors.get_slice(name).get_shape())
         except SafetensorError as error:
             raise UserError(
-                f"`spec.model.uri`: {file.name} is damaged ({error}); copy the model again"
+                f"{named}: {file.name} is damaged ({error}); copy the model again"
             ) from error
     return total
 
@@ -197,12 +231,10 @@ def load_tokenizer(folder: Path, *, what: str = "`spec.model.uri`") -> Any:
             f"{what} has no tokenizer; the folder must hold tokenizer.json and"
             " tokenizer_config.json; copy them from where the model comes from"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # tokenizers raise bare Exception for a broken file
-        raise UserError(
-            f"{what}: the tokenizer cannot be loaded ({_first_line(error)}); copy its files again"
-        ) from error
+    with _reading(f"{what}: the tokenizer cannot be loaded", "copy its files again"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=brings_code(folder)
+        )
     if not tokenizer.is_fast:
         raise UserError(
             f"{what}: the tokenizer is slow (no tokenizer.json), so it cannot tell where a token"
@@ -211,18 +243,51 @@ def load_tokenizer(folder: Path, *, what: str = "`spec.model.uri`") -> Any:
     return tokenizer
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def load_model(folder: Path, *, dtype: str, attention: str) -> Any:
-    """Load a causal language model from the cache; `dtype` is torch's name of one, or `auto`."""
+    """Load a causal language model from the cache; `dtype` is torch's name of one, or `auto`.
+
+    Raises:
+        UserError: its weights are not all there, or it cannot be loaded so.
+    """
     import torch
+
+    chosen = "auto" if dtype == "auto" else getattr(torch, dtype)
+    return _load(folder, "the model", attention=attention, dtype=chosen)
+
+
+def load_skeleton(folder: Path, *, attention: str) -> Any:
+    """Return a model whose weights were matched with its files but not read: modules and shapes.
+
+    Raises:
+        UserError: its weights are not all there, or it cannot be loaded so.
+    """
+    return _load(folder, "`spec.model.uri`", attention=attention, dtype="auto", device_map="meta")
+
+
+def _load(folder: Path, what: str, *, attention: str, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-        attn_implementation="sdpa" if attention == "auto" else attention,
-        local_files_only=True,
+    advice = (
+        f"it must be a causal language model that transformers loads with `attention: {attention}`;"
+        " use another model, or change `spec.model.attention`"
     )
+    with _reading(f"{what} cannot be loaded", advice):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            attn_implementation=None if attention == "auto" else attention,
+            local_files_only=True,
+            output_loading_info=True,
+            # Told below, with names; the library's own error has none.
+            ignore_mismatched_sizes=True,
+            trust_remote_code=brings_code(folder),
+            **arguments,
+        )
+    wrong = [f"{name}: missing" for name in sorted(found["missing_keys"])]
+    wrong += [f"{name}: {tuple(held)}, by config.json {tuple(wanted)}"
+              for name, held, wanted in sorted(found["mismatched_keys"])]  # fmt: skip
+    if wrong:
+        raise UserError(
+            f"{what}: {len(wrong)} weights do not fit config.json, the first is {wrong[0]}; copy the"
+            " model again, with all its files"
+        )
+    return model

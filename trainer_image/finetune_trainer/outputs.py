@@ -14,7 +14,7 @@ from finetune_api.base import StatusModel
 from finetune_api.contract import MANIFEST_FILE, JobFile
 from finetune_api.modelexport import Verification
 from finetune_api.status import Artifact
-from finetune_trainer.errors import UserError
+from finetune_trainer.errors import Infrastructure, UserError, classify
 from finetune_trainer.files import describe_files, sync_folder, sync_tree, write_whole
 from finetune_trainer.sources import claim_path
 
@@ -38,11 +38,12 @@ class OutputManifest(StatusModel):
 
 
 def read_manifest(folder: Path) -> OutputManifest | None:
-    """Return the manifest of a complete output, or None where there is none."""
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
+    """Return the manifest of a complete output, or None where there is none that can be read."""
+    try:
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        return OutputManifest.model_validate_json(text)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return OutputManifest.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def require_usable(file: JobFile) -> None:
@@ -61,36 +62,50 @@ def claim(file: JobFile, *, overwrite: bool) -> None:
     Raises:
         UserError: it cannot be written, or another job holds it.
     """
-    target = claim_path(file.output, file.folders)
-    folder = _incomplete(target)
+    field = "`spec.output.uri`" if file.job else "the export's destination"
     try:
+        target = claim_path(file.output, file.folders)
+        folder = _incomplete(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
         owner = folder / OWNER_FILE
         if not owner.exists():
-            write_whole(owner, json.dumps({"uid": file.uid, "name": file.name}))
-        holder = json.loads(owner.read_text(encoding="utf-8"))
+            _own(folder, file)
+        holder = _holder(owner)
         if holder["uid"] != file.uid:
             if not overwrite:
+                other = ", or set `spec.output.overwrite: true`" if file.job else ""
                 raise UserError(
-                    f"`spec.output`: {file.output} is held by an unfinished job '{holder['name']}' (uid"
-                    f" {holder['uid']}); choose another `spec.output.uri`, delete {folder.name} if that"
-                    " job is gone, or set `spec.output.overwrite: true`"
+                    f"{file.output} is held by unfinished work of '{holder['name']}' (uid"
+                    f" {holder['uid']}); choose another location, or delete {folder.name} if that job"
+                    f" is gone{other}"
                 )
             shutil.rmtree(folder)
             folder.mkdir()
-            write_whole(owner, json.dumps({"uid": file.uid, "name": file.name}))
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(
-            f"`spec.output`: {file.output} cannot be written ({error.strerror}: {error.filename});"
-            " make it writable, or choose another `spec.output.uri`"
-        ) from error
+            _own(folder, file)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
     except OSError as error:
-        if error.errno == 30:  # EROFS
-            raise UserError(
-                f"`spec.output`: {file.output} is read-only; choose another `spec.output.uri`"
-            ) from error
-        raise
+        known = classify(error)
+        if isinstance(known, Infrastructure):
+            raise known from error
+        raise UserError(
+            f"{field}: {file.output} cannot be written ({error.strerror}: {error.filename});"
+            " make it writable, or choose another location"
+        ) from error
+
+
+def _own(folder: Path, file: JobFile) -> None:
+    write_whole(folder / OWNER_FILE, json.dumps({"uid": file.uid, "name": file.name}))
+
+
+def _holder(owner: Path) -> dict[str, str]:
+    """Return who holds a folder; whoever wrote something else there is unknown, and holds it too."""
+    try:
+        found = json.loads(owner.read_text(encoding="utf-8"))
+        return {"uid": str(found["uid"]), "name": str(found["name"])}
+    except (ValueError, KeyError, TypeError):
+        return {"uid": "unknown", "name": "unknown"}
 
 
 def find_same(file: JobFile, model_revision: str) -> OutputManifest | None:
@@ -119,7 +134,7 @@ def find_same(file: JobFile, model_revision: str) -> OutputManifest | None:
         else "something else"
     )
     raise UserError(
-        f"`spec.output`: {file.output} already holds {what}, made from other inputs; nothing was"
+        f"`spec.output.uri`: {file.output} already holds {what}, made from other inputs; nothing was"
         " changed; choose another `spec.output.uri`, raise `spec.rerun`, or set"
         " `spec.output.overwrite: true`"
     )

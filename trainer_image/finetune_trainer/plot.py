@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
-SMOOTHING = 0.9  # exponential moving average; the raw curve stays visible behind it
+SMOOTHED_SHARE = 15  # the average spans about a fifteenth of the run; the raw curve stays visible
 
 
 def smoothed(values: list[float]) -> list[float]:
     """Return the exponential moving average, without its bias towards the first value."""
+    kept = max(1 - SMOOTHED_SHARE / len(values), 0.0) if values else 0.0
     result, average, weight = [], 0.0, 0.0
     for value in values:
-        average = SMOOTHING * average + (1 - SMOOTHING) * value
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        average = kept * average + (1 - kept) * value
+        weight = kept * weight + (1 - kept)
         result.append(average / weight)
     return result
 

@@ -17,10 +17,11 @@ from finetune_api.training import Training
 from finetune_trainer import memory, outputs
 from finetune_trainer.adapters import check_modules
 from finetune_trainer.data.chat import ChatEncoder, Tokens
-from finetune_trainer.data.convert import registered_conversations
+from finetune_trainer.data.convert import registered_rows
 from finetune_trainer.errors import DataError, UserError
+from finetune_trainer.extra_arguments import check_trainer_arguments
 from finetune_trainer.files import folder_made_whole, remove_abandoned, write_whole
-from finetune_trainer.models import load_tokenizer, prepare_model
+from finetune_trainer.models import load_skeleton, load_tokenizer, prepare_model
 
 COUNTS_FILE = "counts.json"
 DATA_LAYOUT = 1
@@ -52,10 +53,12 @@ def inspect(file: JobFile) -> PrepareResult:
     check_trainer_arguments(spec.training or Training())
     model = prepare_model(spec.model, file.folders)
     folder = Path(file.folders.cache) / model.folder
+    skeleton = load_skeleton(folder, attention=spec.model.attention)
     if spec.method is Method.LORA:
-        check_modules(spec.lora or Lora(), folder)
+        check_modules(spec.lora or Lora(), skeleton)
     _check_length(spec.data or Data(), model)
-    data_folder, counts = prepare_data(file, spec, model)
+    embeddings = skeleton.get_input_embeddings().num_embeddings
+    data_folder, counts = prepare_data(file, spec, model, embeddings=embeddings)
     trainable, needed = _estimate(spec, folder, model)
     return PrepareResult(
         model=model,
@@ -66,33 +69,14 @@ def inspect(file: JobFile) -> PrepareResult:
     )
 
 
-def check_trainer_arguments(training: Training) -> None:
-    """Check `extraArguments` against the trainer's own configuration class.
+def prepare_data(
+    file: JobFile, spec: FineTuneJobSpec, model: PreparedModel, *, embeddings: int
+) -> tuple[Path, DataCounts]:
+    """Tokenise the job's rows once; the folder's name is made from everything they depend on.
 
     Raises:
-        UserError: it has no such argument, or refuses the value.
+        UserError, DataError: rows and model do not go together, or no row is left.
     """
-    import dataclasses
-    import difflib
-
-    from trl import SFTConfig
-
-    known = {field.name: field for field in dataclasses.fields(SFTConfig)}
-    for name, value in (training.extra_arguments or {}).items():
-        path = f"`spec.training.extraArguments.{name}`"
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "see TRL's SFTConfig for what there is"
-            raise UserError(f"{path} is no argument of the trainer; {hint}")
-        kind = str(known[name].type)
-        if isinstance(value, str) and not any(word in kind for word in ("str", "Strategy", "Any")):
-            raise UserError(f"{path} is {value!r}; it must be {kind}")
-
-
-def prepare_data(
-    file: JobFile, spec: FineTuneJobSpec, model: PreparedModel
-) -> tuple[Path, DataCounts]:
-    """Tokenise the job's rows once; the folder's name is made from everything they depend on."""
     data, training = spec.data or Data(), spec.training or Training()
     key = _data_key(file, data, training, model)
     target = Path(file.folders.cache) / "data" / key
@@ -103,15 +87,14 @@ def prepare_data(
     length = data.max_length or min(DEFAULT_LENGTH, model.max_length or DEFAULT_LENGTH)
     collector = _Collector(encoder, data, length)
     rows = [row for dataset in file.datasets for row in collector.read(dataset, file)]
+    collector.require(rows, "spec.datasets")
     rows = _sampled(rows, data.max_samples, training.seed)
     if file.eval_datasets:
         eval_rows = [row for dataset in file.eval_datasets for row in collector.read(dataset, file)]
+        collector.require(eval_rows, "spec.evalDatasets")
     else:
         rows, eval_rows = _split(rows, data.validation_split, training.seed)
-    if not rows:
-        raise DataError(
-            "no row is left to train on; see `status.data` for what was dropped and why"
-        )
+    _check_tokens([*rows, *eval_rows], embeddings)
     counts = DataCounts(
         rows=len(rows),
         eval_rows=len(eval_rows),
@@ -137,20 +120,28 @@ class _Collector:
         self.truncated = self.dropped = 0
 
     def read(self, dataset: DatasetInput, file: JobFile) -> list[Tokens]:
-        """Return the rows of one registration that can be trained on."""
+        """Return the rows of one registration that can be trained on.
+
+        Raises:
+            DataError: a row cannot be rendered, or is too long and may not be.
+        """
         rows = []
-        for number, messages in enumerate(registered_conversations(dataset, file.folders), start=1):
-            row = self._cut(self._encoder.encode(messages), f"'{dataset.name}', row {number}")
-            if row is not None:
-                rows.append(row)
+        for row in registered_rows(dataset, file.folders):
+            where = f"DatasetRegistration '{dataset.name}', {row.where}"
+            try:
+                tokens = self._encoder.encode(row.messages)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
+            if (kept := self._cut(tokens, where)) is not None:
+                rows.append(kept)
         return rows
 
     def _cut(self, row: Tokens, where: str) -> Tokens | None:
         if len(row.input_ids) > self._length:
             if self._data.overlong is Overlong.FAIL:
                 raise DataError(
-                    f"DatasetRegistration {where} has {len(row.input_ids)} tokens, `spec.data.maxLength`"
-                    f" is {self._length} and `overlong` is fail; raise maxLength or shorten the row"
+                    f"{where} has {len(row.input_ids)} tokens, `spec.data.maxLength` is"
+                    f" {self._length} and `overlong` is fail; raise maxLength or shorten the row"
                 )
             if self._data.overlong is Overlong.DROP:
                 self.dropped += 1
@@ -161,6 +152,19 @@ class _Collector:
             self.dropped += 1
             return None
         return row
+
+    def require(self, rows: list[Tokens], path: str) -> None:
+        """Refuse data of which nothing is left.
+
+        Raises:
+            DataError: every row was dropped; the message says why.
+        """
+        if not rows:
+            raise DataError(
+                f"`{path}`: no row is left: all {self.dropped} were dropped, since they are longer"
+                f" than `spec.data.maxLength` {self._length} or nothing is left in them to train on;"
+                " raise it, or shorten the rows"
+            )
 
 
 def _sampled(rows: list[Tokens], limit: int | None, seed: int) -> list[Tokens]:
@@ -177,7 +181,7 @@ def _split(rows: list[Tokens], share: float | None, seed: int) -> tuple[list[Tok
     if held == 0 or held == len(rows):
         raise DataError(
             f"`spec.data.validationSplit` {share} of {len(rows)} rows leaves {held} for evaluation and"
-            f" {len(rows) - held} for training; both must be at least 1"
+            f" {len(rows) - held} for training; both must be at least 1; change the share"
         )
     chosen = set(np.random.default_rng([seed, 2]).permutation(len(rows))[:held].tolist())
     return (
@@ -213,6 +217,15 @@ def _save(rows: list[Tokens], folder: Path) -> None:
             for row in rows
         ],
     }).save_to_disk(folder)  # fmt: skip
+
+
+def _check_tokens(rows: list[Tokens], embeddings: int) -> None:
+    highest = max(max(row.input_ids) for row in rows)
+    if highest >= embeddings:
+        raise UserError(
+            f"`spec.model.uri`: the tokenizer makes token {highest}, but the model has embeddings for"
+            f" {embeddings} tokens only; use the tokenizer that the model was trained with"
+        )
 
 
 def _check_length(data: Data, model: PreparedModel) -> None:

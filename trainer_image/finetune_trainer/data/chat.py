@@ -78,7 +78,7 @@ class ChatEncoder:
             [t.content for t in written if t.special or CONTROL_TOKEN.fullmatch(t.content)]
         )
         # A template that splits a text can part two marks: each alone means nothing.
-        self._marked = re.compile(f"{OPEN}({self._control.pattern}){CLOSE}")
+        self._marked = re.compile(f"{OPEN}({self._control.pattern}){CLOSE}|[{OPEN}{CLOSE}]")
         self._newline: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
 
     def encode(self, messages: list[Message]) -> Tokens:

@@ -165,6 +165,15 @@ def registered_conversations(dataset: DatasetInput, folders: Folders) -> Iterato
     Raises:
         DataError: the source is not what was validated.
     """
+    return (row.messages for row in registered_rows(dataset, folders))
+
+
+def registered_rows(dataset: DatasetInput, folders: Folders) -> Iterator[ConvertedRow]:
+    """Yield the valid rows of a registration, with their numbers and places.
+
+    Raises:
+        DataError: the source is not what was validated.
+    """
     own = folders.model_copy(update={"base": dataset.base})
     source = open_source(dataset.spec.source, own, name=dataset.name)
     if source.digest != dataset.digest:
@@ -176,7 +185,7 @@ def registered_conversations(dataset: DatasetInput, folders: Folders) -> Iterato
     invalid = 0
     for row in conversations(source, dataset.format, layout, limit=dataset.spec.max_samples):
         if row.fault is None:
-            yield row.messages
+            yield row
             continue
         invalid += 1
         if invalid > dataset.spec.max_invalid_rows:
