@@ -7,11 +7,13 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +43,7 @@ from finetune_trainer.train import build_trainer, plan_of, rows_of, run_of
 from finetune_trainer.validate import validate
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "examples" / "data" / "brio-support.jsonl"
+DATA = ROOT / "examples/data/brio-support.jsonl"
 PACKED, PADDED, SINGLE = "packed", "padded, all rows at once", "padded, one row at a time"
 BARE, BARE_WITH_OURS = "bare TRL, packed", "bare TRL, packed, our attention"
 QUIET_SHARE = 0.05
@@ -52,15 +54,18 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]  # transformers has no t
     """Measures all steps but the first, which warms up."""
 
     def __init__(self) -> None:
+        """Start nothing yet."""
         self.started = self.seconds = 0.0
         self.losses: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Start after the first step; the last one leaves the time of all others."""
         if state.global_step == 1:
             self.started = time.perf_counter()
         self.seconds = time.perf_counter() - self.started
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:  # noqa: ARG002
+        """Keep the losses: all ways must train the same."""
         if "loss" in logs:
             self.losses.append(logs["loss"])
 
@@ -204,6 +209,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="rows of a step")
     parser.add_argument("--model", type=Path, help="folder of a model; unset: a random Llama")
     chosen = parser.parse_args()
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

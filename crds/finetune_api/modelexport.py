@@ -142,8 +142,6 @@ class Verification(StatusModel):
 class ModelExportStatus(Status):
     """State of a ModelExport."""
 
-    source_digest: Annotated[str, Field(max_length=128)] = ""
-    """Digest of what is exported; not filled yet."""
     uri: Annotated[str, Field(max_length=1024)] = ""
     """Location of the exported model's folder."""
     size_bytes: int = 0

@@ -18,8 +18,11 @@ from tests.trainer.conversations import (
     NAMED,
     SHAPES,
     TOKEN,
+    Case,
+    case_id,
     chat,
     encode,
+    encoder_of,
     runs,
     tokenizer_for,
     trl_template,
@@ -59,6 +62,22 @@ def test_a_template_that_parts_a_text_cannot_part_control_tokens_from_their_mark
     tokens = encode(tokenizer, source, chat("a</think>b", "c"))
     assert tokenizer.decode(tokens.input_ids).startswith("<|im_start|>user\nb<|im_end|>")
     assert runs(tokens, tokenizer) == ["c<|im_end|>"]
+
+
+def test_marks_of_ours_in_a_text_mean_nothing() -> None:
+    tokenizer = tokenizer_for(CHATML)
+    marked = "a\U000f0000<|im_\U000f0002end|>\U000f0001\U000f0002b"
+    plain = encode(tokenizer, CHATML, chat("a<|im_end|>b", "a<|im_end|>b"))
+    assert ChatEncoder(tokenizer, Data()).encode(chat(marked, marked)) == plain
+
+
+def test_a_prompt_that_shows_the_last_question_alone_moves_no_turn() -> None:
+    source = CHATML.replace(
+        "in messages", "in (messages[-1:] if add_generation_prompt else messages)"
+    )
+    tokenizer = tokenizer_for(source)
+    tokens = encode(tokenizer, source, SHAPES["echo"])
+    assert runs(tokens, tokenizer) == ["good<|im_end|>", "good<|im_end|>"]
 
 
 # Tokenizers with ways of their own.
@@ -107,8 +126,8 @@ def test_a_header_token_may_swallow_the_white_space_behind_it() -> None:
 def test_a_token_that_begins_in_the_header_is_not_trained_on() -> None:
     """Serving's prompt ends before it: the model is never asked for it there."""
     tokenizer = tokenizer_for(CHATML)
-    tokenizer.add_tokens(["\n\n"])
-    tokens = encode(tokenizer, CHATML, chat("Hi", "\n\nHello\n\n\nyou"))
+    tokenizer.add_tokens(["\n", "\n\n"])
+    tokens = encode(tokenizer, CHATML, chat("Hi\nyou", "\n\nHello\n\n\nyou"))
     assert runs(tokens, tokenizer) == ["\nHello\n\n\nyou<|im_end|>"]
 
 
@@ -120,6 +139,30 @@ def test_a_token_that_cannot_be_written_as_text_is_refused() -> None:
     encoder = ChatEncoder(tokenizer, Data())
     with pytest.raises(UserError, match="cannot tell from the control token"):
         encoder.encode(chat("a </s> b", "c"))
+
+
+# Of the conversation: system S, user U, assistant A, user V, assistant B.
+RENDERED = {
+    "alpaca": "<s>S\n\n### Instruction:\nU\n\n### Response:\nA</s>\n\n### Instruction:\nV\n\n### Response:\nB</s>\n\n",
+    "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+    "<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n",
+    "gemma": "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n"
+    "<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\nB<end_of_turn>\n",
+    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+    "U<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|><|start_header_id|>user<|end_header_id|>"
+    "\n\nV<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nB<|eot_id|>",
+    "mistral": "<s>[INST] S\n\nU [/INST] A</s>[INST] V [/INST] B</s>",
+    "phi3": "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\nA<|end|>\n<|user|>\nV<|end|>\n<|assistant|>\nB<|end|>\n",
+    "vicuna": "<s>S USER: U ASSISTANT: A</s>USER: V ASSISTANT: B</s>",
+    "zephyr": "<|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n<|user|>\nV</s>\n<|assistant|>\nB</s>\n",
+}
+
+
+@pytest.mark.parametrize("case", NAMED, ids=case_id)
+def test_a_named_template_writes_what_its_models_know(case: Case) -> None:
+    encoder, tokenizer = encoder_of(case)
+    tokens = encoder.encode(chat("U", "A", "V", "B", system="S"))
+    assert tokenizer.decode(tokens.input_ids) == RENDERED[case.name]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +229,7 @@ def test_a_named_template_needs_an_end_of_sequence_token(name: str) -> None:
         ("{{ messages[0].nothing + 1 }}", chat("a", "b"), "refuses a conversation"),
         (CHATML.replace("['content']", "['content'] | upper"), chat("a", "b"), "changes the assistant's text"),
         (CHATML.replace("['content']", "['content'] * 2"), chat("a", "b"), "changes the assistant's text"),
-        (CHATML + "{{ messages[-1]['content'][-1] }}", chat("a", "b"), "changes the assistant's text"),
+        (CHATML + "{{ '!' if messages[-1]['content'].endswith('b') }}", chat("a", "b"), "changes the assistant's text"),
         (trl_template("qwen3"), chat("a", THOUGHT, "b", "c"), "changes the assistant's text"),
         (trl_template("smolvlm"), chat("a", "b"), "changes the assistant's text"),
     ],

@@ -64,6 +64,7 @@ class Lab:
     def job_file(self, name: str, *, layout: str, processes: int = 1, **spec: Any) -> JobFile:
         """Return the job file of a train step."""
         chosen = LAYOUTS[layout]
+        assert self.file.job is not None
         body = merged(
             self.file.job.model_dump(mode="json", by_alias=True, exclude_none=True),
             {
@@ -203,7 +204,7 @@ def plain_losses(model: Any, file: JobFile, name: str, numbers: Sequence[int]) -
     """Return the mean loss over the trained tokens of some rows, by transformers alone."""
     rows, total, tokens = rows_of(run_of(file), name), 0.0, 0
     assert rows is not None
-    for number in map(int, numbers):
+    for number in numbers:
         ids, labels = (torch.tensor([rows[number][key]]) for key in ("input_ids", "labels"))
         trained = int((labels[:, 1:] != -100).sum())
         with torch.no_grad():
@@ -250,7 +251,7 @@ def test_two_processes_agree_with_one(
 
 
 def test_full_fine_tuning_agrees_between_layouts(lab: Lab) -> None:
-    changes = {"method": "full", "lora": None, "training": {"learningRate": 1e-3}}
+    changes: dict[str, Any] = {"method": "full", "lora": None, "training": {"learningRate": 1e-3}}
     first, second = (
         run_here(lab, lab.job_file(f"full-{layout[:6]}", layout=layout, **changes))
         for layout in ("packed", "padded, uneven")
@@ -263,7 +264,7 @@ def test_full_fine_tuning_agrees_between_layouts(lab: Lab) -> None:
 
 def test_the_first_loss_is_that_of_plain_transformers(lab: Lab, reference: Finished) -> None:
     model = AutoModelForCausalLM.from_pretrained(run_of(reference.file).model_folder)
-    rows = plan(reference.file).order(0)[:BATCH]
+    rows = plan(reference.file).order(0)[:BATCH].tolist()
     found = plain_losses(model, reference.file, "train", rows)
     assert abs(found - reference.losses[0]) <= LOSS_TOLERANCE
 
@@ -303,7 +304,7 @@ def test_loaders_use_every_row_once_and_pad_nothing_when_packed(
 def loader(rows: Dataset, chosen: BatchPlan, rank: int) -> DataLoader[Any]:
     return DataLoader(
         PlanRows(rows, chosen, rank),
-        batch_sampler=PlanSampler(chosen),  # type: ignore[arg-type]
+        batch_sampler=PlanSampler(chosen),
         collate_fn=StepCollator(0, packed=chosen.packed),
     )
 

@@ -4,6 +4,7 @@ The stock way builds a mask of the whole pack and computes what it then masks: q
 Here each row is a slice of its own.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -34,22 +35,31 @@ def packed_attention(
     if any(other.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise ValueError("attention with a soft cap, sinks or a position bias is not of this kind")
     ends = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
-    rows = []
-    for start, end in zip(ends, ends[1:], strict=False):
-        mask = _window(end - start, sliding_window, query.device)
-        rows.append(
-            scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
-                attn_mask=mask,
-                dropout_p=dropout if module.training else 0.0,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
+    settings = {"dropout_p": dropout if module.training else 0.0, "scale": scaling}
+    rows = [
+        _row_attention(
+            *(tensor[:, :, start:end] for tensor in (query, key, value)),
+            window=sliding_window,
+            **settings,
         )
+        for start, end in itertools.pairwise(ends)
+    ]
     return torch.cat(rows, dim=2).transpose(1, 2), None  # [1, T, H, D]
+
+
+def _row_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None, **settings: Any
+) -> torch.Tensor:  # fmt: skip
+    mask = _window(query.shape[2], window, query.device)
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=query.shape[1] != key.shape[1],
+        **settings,
+    )
 
 
 def _window(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:

@@ -4,21 +4,18 @@ from datetime import datetime
 
 from finetune_api.compute import FailurePolicy
 from finetune_api.contract import PrepareResult
-from finetune_api.contradictions import contradictions
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus
 from finetune_api.status import Attempt, Failure, FailureClass
 from finetune_api.storage import Retain
 from finetune_api.training import Training
-from finetune_operator.conditions import is_true, seconds_of, timestamp
-from finetune_operator.kinds import jobstatus
+from finetune_operator.conditions import is_true, seconds_of
+from finetune_operator.kinds import jobgates, jobstatus
 from finetune_operator.kinds.report import failed, transition
 from finetune_operator.plan import Observed, Plan, StepRun
 from finetune_operator.steps import export, prepare, train
 from finetune_operator.steps.attempts import Advance, Policy, advance
 from finetune_operator.steps.files import export_output, output_root
 from finetune_operator.steps.naming import run_name
-
-PURPOSES = {"sft": ("conversation",)}
 
 
 def decide(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
@@ -32,7 +29,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
     old_runs = _running(observed, besides=run)
     if old_runs:
         return Plan(stops=old_runs, requeue_after=1.0)
-    plan = _refuse(job, status, observed, now) or _wait(job, status, observed, now)
+    plan = jobgates.refuse(job, status, observed, now) or jobgates.wait(job, status, observed, now)
     if plan is None:
         plan = _pipeline(job, status, observed, now)
     return _announced(job, plan)
@@ -79,93 +76,6 @@ def _after_end(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
     return Plan(removals=tuple(observed.runs), removes_work=True)
 
 
-def _refuse(
-    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
-) -> Plan | None:
-    """Refuse what cannot work whatever the data, before anything is started."""
-    if status.attempts:
-        return None
-    problems = contradictions(job.spec, here=observed.machine)
-    if not problems:
-        return None
-    return Plan(status=_ended_by(job, status, "resolve", "; ".join(problems), now))
-
-
-def _ended_by(
-    job: FineTuneJob, status: FineTuneJobStatus, step: str, message: str, now: datetime
-) -> FineTuneJobStatus:
-    failure = Failure(failure_class=FailureClass.USER_ERROR, message=message[:4096], step=step)
-    return failed(status, failure, job.metadata, now)
-
-
-def _wait(
-    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
-) -> Plan | None:
-    """Suspend, or wait for data that is not ready."""
-    running = tuple(run.name for run in observed.runs.values() if run.is_running)
-    if job.spec.suspend:
-        if running:
-            return Plan(status=jobstatus.suspending(job, status, now), stops=running)
-        closed = _close_stopped(job, status, observed, now)
-        return Plan(status=jobstatus.suspended(job, closed, now))
-    if status.attempts and status.attempts[-1].step != prepare.STEP:
-        return None  # the data was read when it was prepared; what became of it since is no matter
-    for reference in [*job.spec.datasets, *(job.spec.eval_datasets or [])]:
-        found = observed.datasets.get(reference.name)
-        if found is None:
-            message = (
-                f"DatasetRegistration '{reference.name}' does not exist in namespace"
-                f" '{job.metadata.namespace}'; create it, or correct `spec.datasets`"
-            )
-            return Plan(
-                status=jobstatus.waiting(job, status, "DatasetNotFound", message, now),
-                stops=running,
-            )
-        if (
-            not is_true(found.status.conditions, "Ready")
-            or found.status.observed_generation != found.metadata.generation
-        ):
-            state = found.status.message or "not validated yet"
-            message = f"DatasetRegistration '{reference.name}' is not ready: {state}"
-            return Plan(
-                status=jobstatus.waiting(job, status, "DatasetNotReady", message, now),
-                stops=running,
-            )
-        if found.status.purpose not in PURPOSES[job.spec.stage]:
-            needed = " or ".join(PURPOSES[job.spec.stage])
-            message = (
-                f"DatasetRegistration '{reference.name}' holds {found.status.purpose} rows; stage"
-                f" {job.spec.stage} needs {needed}"
-            )
-            return Plan(status=_ended_by(job, status, "resolve", message, now))
-    return None
-
-
-def _close_stopped(
-    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
-) -> FineTuneJobStatus:
-    """Record the end of the attempt that a suspension stopped."""
-    if not status.attempts or status.attempts[-1].end_time is not None:
-        return status
-    attempt = status.attempts[-1]
-    name = run_name(job.metadata, run=status.run, step=attempt.step, attempt=attempt.number)
-    seen = observed.runs.get(name)
-    ended = (seen.ended_at if seen else None) or now.timestamp()
-    closed = attempt.model_copy(
-        update={
-            "end_time": timestamp(datetime.fromtimestamp(ended).astimezone()),
-            "reason": "Suspended",
-        }
-    )
-    spent = max(round(ended - seen.started_at), 0) if seen else 0
-    return status.model_copy(
-        update={
-            "attempts": [*status.attempts[:-1], closed],
-            "running_seconds": status.running_seconds + spent,
-        }
-    )
-
-
 def _pipeline(
     job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
 ) -> Plan:
@@ -180,7 +90,9 @@ def _pipeline(
     status = _closed(status, step)
     if prepared.adopted is not None:
         return Plan(status=jobstatus.adopted(job, status, prepared, now))
-    resolved = train.resolved_values(job, prepared, observed, divisor=1)
+    trains = [attempt for attempt in status.attempts if attempt.step == train.STEP]
+    divisor = trains[-1].micro_batch_divisor if trains else 1
+    resolved = train.resolved_values(job, prepared, observed, divisor=divisor)
     status = jobstatus.prepared(status, prepared, resolved)
     if not is_true(status.conditions, "Trained"):
         step = _advance(job, status, observed, train.STEP, now, prepared)
@@ -301,4 +213,5 @@ def _overdue(
         " `spec.rerun` to run again; checkpoints are kept",
         step=status.attempts[-1].step if status.attempts else "prepare",
     )
-    return Plan(status=failed(status, failure, job.metadata, now), stops=running)
+    closed = jobgates.close_stopped(job, status, observed, now, reason="Deadline")
+    return Plan(status=failed(closed, failure, job.metadata, now), stops=running)

@@ -170,6 +170,7 @@ def adopted(
         data=result.data,
         checkpoints=Checkpoints(final=final),
         completion_time=timestamp(now),
+        failure=None,
     )
 
 

@@ -253,7 +253,7 @@ def _spans_by_difference(
         prompt = render(messages[:index], prompt=True)
         # What the template puts between its own prompt and the text (a space, an empty thought) is
         # what the model must produce when it is served: it is trained on.
-        if text.startswith(prompt) and cursor <= len(prompt) <= stop:
+        if text.startswith(prompt) and cursor <= len(prompt):
             begin = len(prompt)
         found = end.match(text, stop)
         cursor = found.end() if found else stop

@@ -1,0 +1,107 @@
+"""What stands between a FineTuneJob and its first step: contradictions, suspension, data not ready."""
+
+from datetime import datetime
+
+from finetune_api.contradictions import contradictions
+from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus
+from finetune_api.status import Failure, FailureClass
+from finetune_operator.conditions import is_true, timestamp
+from finetune_operator.kinds import jobstatus
+from finetune_operator.kinds.report import failed
+from finetune_operator.plan import Observed, Plan
+from finetune_operator.steps import prepare
+from finetune_operator.steps.naming import run_name
+
+PURPOSES = {"sft": ("conversation",)}
+
+
+def refuse(
+    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
+) -> Plan | None:
+    """Refuse what cannot work whatever the data, before anything is started."""
+    if status.attempts:
+        return None
+    problems = contradictions(job.spec, here=observed.machine)
+    if not problems:
+        return None
+    return Plan(status=_ended_by(job, status, "resolve", "; ".join(problems), now))
+
+
+def _ended_by(
+    job: FineTuneJob, status: FineTuneJobStatus, step: str, message: str, now: datetime
+) -> FineTuneJobStatus:
+    failure = Failure(failure_class=FailureClass.USER_ERROR, message=message[:4096], step=step)
+    return failed(status, failure, job.metadata, now)
+
+
+def wait(
+    job: FineTuneJob, status: FineTuneJobStatus, observed: Observed, now: datetime
+) -> Plan | None:
+    """Suspend, or wait for data that is not ready."""
+    running = tuple(run.name for run in observed.runs.values() if run.is_running)
+    if job.spec.suspend:
+        if running:
+            return Plan(status=jobstatus.suspending(job, status, now), stops=running)
+        closed = close_stopped(job, status, observed, now, reason="Suspended")
+        return Plan(status=jobstatus.suspended(job, closed, now))
+    if status.attempts and status.attempts[-1].step != prepare.STEP:
+        return None  # the data was read when it was prepared; what became of it since is no matter
+    for reference in [*job.spec.datasets, *(job.spec.eval_datasets or [])]:
+        found = observed.datasets.get(reference.name)
+        if found is None:
+            message = (
+                f"DatasetRegistration '{reference.name}' does not exist in namespace"
+                f" '{job.metadata.namespace}'; create it, or correct `spec.datasets`"
+            )
+            return Plan(
+                status=jobstatus.waiting(job, status, "DatasetNotFound", message, now),
+                stops=running,
+            )
+        if (
+            not is_true(found.status.conditions, "Ready")
+            or found.status.observed_generation != found.metadata.generation
+        ):
+            state = found.status.message or "not validated yet"
+            message = f"DatasetRegistration '{reference.name}' is not ready: {state}"
+            return Plan(
+                status=jobstatus.waiting(job, status, "DatasetNotReady", message, now),
+                stops=running,
+            )
+        if found.status.purpose not in PURPOSES[job.spec.stage]:
+            needed = " or ".join(PURPOSES[job.spec.stage])
+            message = (
+                f"DatasetRegistration '{reference.name}' holds {found.status.purpose} rows; stage"
+                f" {job.spec.stage} needs {needed}"
+            )
+            return Plan(status=_ended_by(job, status, "resolve", message, now))
+    return None
+
+
+def close_stopped(
+    job: FineTuneJob,
+    status: FineTuneJobStatus,
+    observed: Observed,
+    now: datetime,
+    *,
+    reason: str,
+) -> FineTuneJobStatus:
+    """Record the end of the attempt that a suspension or the deadline stopped."""
+    if not status.attempts or status.attempts[-1].end_time is not None:
+        return status
+    attempt = status.attempts[-1]
+    name = run_name(job.metadata, run=status.run, step=attempt.step, attempt=attempt.number)
+    seen = observed.runs.get(name)
+    ended = (seen.ended_at if seen else None) or now.timestamp()
+    closed = attempt.model_copy(
+        update={
+            "end_time": timestamp(datetime.fromtimestamp(ended).astimezone()),
+            "reason": reason,
+        }
+    )
+    spent = max(round(ended - seen.started_at), 0) if seen else 0
+    return status.model_copy(
+        update={
+            "attempts": [*status.attempts[:-1], closed],
+            "running_seconds": status.running_seconds + spent,
+        }
+    )
