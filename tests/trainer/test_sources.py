@@ -17,7 +17,7 @@ from finetune_api.storage import Location, SecretReference
 from finetune_trainer import sources
 from finetune_trainer.errors import UserError
 from finetune_trainer.models import prepare_model
-from tests.fakes.hub import COMMIT, Hub, serving
+from tests.fakes.served_hub import COMMIT, Hub, serving
 from tests.fakes.tiny import alpaca_rows
 
 ROWS = "".join(json.dumps(row) + "\n" for row in alpaca_rows(5)).encode()
