@@ -56,13 +56,15 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]  # transformers has no t
     def __init__(self) -> None:
         """Start nothing yet."""
         self.started = self.seconds = 0.0
+        self.started_cpu = self.cpu_seconds = 0.0
         self.losses: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Start after the first step; the last one leaves the time of all others."""
         if state.global_step == 1:
-            self.started = time.perf_counter()
+            self.started, self.started_cpu = time.perf_counter(), time.process_time()
         self.seconds = time.perf_counter() - self.started
+        self.cpu_seconds = time.process_time() - self.started_cpu
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:  # noqa: ARG002
         """Keep the losses: all ways must train the same."""
@@ -221,17 +223,15 @@ def main() -> None:
             model = chosen.model or tiny_llama(folder / "model")
             bench = Bench(folder, model.resolve(), rows=chosen.rows, steps=chosen.steps)
         started, busy, own = time.perf_counter(), busy_seconds(), sum(os.times()[:4])
-        seconds, losses = measure(bench, chosen.rows, chosen.repeats)
+        found = measure(bench, chosen.rows, chosen.repeats)
         own = sum(os.times()[:4]) - own
         spent = (time.perf_counter() - started) * (os.cpu_count() or 1)
-        report(bench.tokens(), seconds, losses)
+        report(bench.tokens(), found)
         tell_load(load, max(busy_seconds() - busy - own, 0) / spent)
 
 
-def measure(
-    bench: Bench, rows: int, repeats: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return seconds and losses of every way to train; repeats take turns."""
+def measure(bench: Bench, rows: int, repeats: int) -> dict[str, list[Stopwatch]]:
+    """Train in every way; repeats take turns."""
     ways: dict[str, Callable[[], Any]] = {
         PACKED: lambda: bench.ours(packed=True, at_once=rows),
         PADDED: lambda: bench.ours(packed=False, at_once=rows),
@@ -239,34 +239,42 @@ def measure(
         BARE: lambda: bench.bare(our_attention=False),
         BARE_WITH_OURS: lambda: bench.bare(our_attention=True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    losses = {}
+    found: dict[str, list[Stopwatch]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, make in ways.items():
-            watch = measured(make)
-            seconds[name].append(watch.seconds)
-            losses[name] = watch.losses
-    return seconds, losses
+            found[name].append(measured(make))
+    return found
 
 
-def report(tokens: int, seconds: dict[str, list[float]], losses: dict[str, list[float]]) -> None:
+def report(tokens: int, found: dict[str, list[Stopwatch]]) -> None:
     """Print the table and the ratios."""
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"{'':42}{'tokens/s':>10}{'least':>8}{'most':>8}{'loss differs by':>17}")
-    for name, values in seconds.items():
-        off = max(abs(a - b) for a, b in zip(losses[name], losses[PACKED], strict=True))
-        rates = [tokens / value for value in (middle[name], max(values), min(values))]
-        print(f"{name:42}{rates[0]:10.0f}{rates[1]:8.0f}{rates[2]:8.0f}{off:17.1e}")
-    print()
-    for slow in (PADDED, SINGLE, BARE, BARE_WITH_OURS):
-        print(f"{PACKED} / {slow} = {middle[slow] / middle[PACKED]:.2f}")
+    walls = {name: [watch.seconds for watch in watches] for name, watches in found.items()}
+    wall = {name: statistics.median(seconds) for name, seconds in walls.items()}
+    cpu = {
+        name: statistics.median(watch.cpu_seconds for watch in watches)
+        for name, watches in found.items()
+    }
+    print(
+        f"{'':34}{'tokens/s':>10}{'least':>8}{'most':>8}{'per CPU second':>16}{'loss off by':>13}"
+    )
+    for name, watches in found.items():
+        pairs = zip(watches[0].losses, found[PACKED][0].losses, strict=True)
+        off = max(abs(one - two) for one, two in pairs)
+        rates = [tokens / s for s in (wall[name], max(walls[name]), min(walls[name]))]
+        print(
+            f"{name:34}{rates[0]:10.0f}{rates[1]:8.0f}{rates[2]:8.0f}"
+            f"{tokens / cpu[name]:16.0f}{off:13.1e}"
+        )
+    print("\nTokens/s of packed over that of the others, and by CPU seconds:")
+    for name in list(found)[1:]:
+        print(f"  {name:32}{wall[name] / wall[PACKED]:10.2f}{cpu[name] / cpu[PACKED]:8.2f}")
 
 
 def tell_load(before: float, others: float) -> None:
     """Say whether the machine was quiet enough for the figures to count."""
-    print(f"\nLoad before: {before:.2f}. Others used {others:.0%} of the machine meanwhile.")
+    print(f"\nLoad before: {before:.2f}; others used {others:.0%} of the machine meanwhile.")
     if others > QUIET_SHARE:
-        print("The machine was not quiet: measure again.")
+        print("The machine was not quiet: of the figures only those by CPU seconds count.")
 
 
 if __name__ == "__main__":

@@ -116,8 +116,17 @@ def _other_contradictions(spec: FineTuneJobSpec) -> list[str]:
                 f"`spec.evalDatasets[{index}].name` {dataset.name!r} is also trained on; a loss on"
                 " rows that were trained on says nothing; use other data or `validationSplit`"
             )
-    lora = spec.lora or Lora()
+    return found + _lora_contradictions(spec.lora or Lora())
+
+
+def _lora_contradictions(lora: Lora) -> list[str]:
+    found = []
     modules = lora.target_modules or []
+    for name in sorted(set(modules) & set(lora.modules_to_save or [])):
+        found.append(
+            f"`spec.lora.targetModules` and `spec.lora.modulesToSave` both hold {name}; a module is"
+            " adapted or trained in full, not both; remove it from one"
+        )
     if "all-linear" in modules and len(modules) > 1:
         found.append(
             "`spec.lora.targetModules` holds all-linear and further names; all-linear already"

@@ -1,105 +1,102 @@
-"""A hub on this machine: the part of its interface that a download asks for."""
+"""Servers on this computer that answer as the hub, a web server and a bucket do."""
 
-import hashlib
 import http.server
 import json
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub:
-    """Repositories by kind and name: `{"models/org/name": {"file": b"..."}}`."""
-
-    def __init__(
-        self, repositories: dict[str, dict[str, bytes]], *, token: str | None = None
-    ) -> None:
-        self.repositories, self.token = repositories, token
-        self.downloads: list[str] = []
-        self.endpoint = ""
-
-    def answer(self, path: str, authorization: str | None) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body of a request."""
-        parts = unquote(urlsplit(path).path).strip("/").split("/")
-        if parts[0] == "api":
-            kind, name, verb = parts[1], "/".join(parts[2:4]), parts[4:5]
-        else:
-            kind = "datasets" if parts[0] == "datasets" else "models"
-            parts = parts[1:] if kind == "datasets" else parts
-            name, verb = "/".join(parts[:2]), ["resolve"]
-        files = self.repositories.get(f"{kind}/{name}")
-        if files is None:
-            return 404, {"X-Error-Code": "RepoNotFound"}, b"Repository not found"
-        if self.token and authorization != f"Bearer {self.token}":
-            return (
-                401,
-                {"X-Error-Code": "GatedRepo" if authorization else "RepoNotFound"},
-                b"no access",
-            )
-        if verb == ["resolve"]:
-            return self._file(files, name, "/".join(parts[4:]))
-        revision = parts[5] if len(parts) > 5 else "main"
-        if revision not in ("main", COMMIT):
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b"Invalid rev id"
-        listed = [
-            {"type": "file", "path": f, "size": len(c), "oid": _oid(c)} for f, c in files.items()
-        ]
-        if verb == ["tree"]:
-            return 200, {}, json.dumps(listed).encode()
-        about: dict[str, Any] = {
-            "_id": "1", "id": name, "sha": COMMIT, "private": False, "gated": False, "disabled": False,
-            "downloads": 0, "likes": 0, "tags": [], "siblings": [{"rfilename": f} for f in files],
-        }  # fmt: skip
-        return 200, {}, json.dumps(about).encode()
-
-    def _file(
-        self, files: dict[str, bytes], name: str, file: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        if file not in files:
-            return 404, {"X-Error-Code": "EntryNotFound"}, b"Entry not found"
-        self.downloads.append(f"{name}/{file}")
-        return 200, {"ETag": f'"{_oid(files[file])}"', "X-Repo-Commit": COMMIT}, files[file]
-
-
-def _oid(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
+COMMIT = "a" * 40
+GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model is restricted"}
+Answer = tuple[int, dict[str, str], bytes]
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[Hub]:
-    """Serve a hub on a free port of this machine."""
+def serving(
+    answer: Callable[[str, str | None], Answer], context: ssl.SSLContext | None = None
+) -> Iterator[int]:
+    """Serve `answer(path, authorization)`; yield the port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def _reply(self, *, with_body: bool) -> None:
-            status, headers, body = hub.answer(self.path, self.headers.get("Authorization"))
+        def do_GET(self) -> None:
+            status, headers, body = answer(self.path, self.headers.get("Authorization"))
             self.send_response(status)
-            for name, value in headers.items():
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if with_body:
+            if self.command == "GET":
                 self.wfile.write(body)
 
-        def do_GET(self) -> None:
-            self._reply(with_body=True)
+        do_HEAD = do_GET
 
-        def do_HEAD(self) -> None:
-            self._reply(with_body=False)
-
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_: Any) -> None:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     try:
-        yield hub
+        yield server.server_port
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def hub(path: str, token: str | None) -> Answer:
+    """Answer as the hub; the repository's name says what is wrong with it."""
+    name = path.split("?")[0]
+    not_found = (401, {"X-Error-Code": "RepoNotFound"}, b"{}")
+    if "/org/none" in name or ("/org/private" in name and token is None):
+        return not_found
+    if "/org/private" in name:
+        return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b"{}"
+    if "/org/gated" in name and "/resolve/" in name:
+        return 403, GATED, b"{}"
+    if "/revision/nowhere" in name:
+        return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+    if "/org/down" in name:
+        return 500, {}, b"{}"
+    if "/tree/" in name:
+        entry = {"type": "file", "path": "config.json", "size": 2, "oid": COMMIT}
+        return 200, {"Content-Type": "application/json"}, json.dumps([entry]).encode()
+    found = {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": "config.json"}]}
+    return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
+
+
+def web(path: str, token: str | None) -> Answer:
+    """Answer with the status that the first part of the path names."""
+    del token
+    return int(path.split("/")[1]), {}, b""
+
+
+@contextmanager
+def serving_https(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Serve `web` over TLS; yield the port and the certificate to trust."""
+    import trustme
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    trusted = folder / "authority.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    with serving(web, context) as port:
+        yield port, trusted
+
+
+@contextmanager
+def serving_s3() -> Iterator[int]:
+    """Serve an empty object store."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        yield server.get_host_and_port()[1]
+    finally:
+        server.stop()

@@ -21,10 +21,17 @@ def test_a_real_model_learns_the_example(tmp_path: Path, warm_python: str) -> No
     losses = [json.loads(line)["loss"] for line in log]
     assert losses[0] > 3
     assert losses[-1] < losses[0] - 0.7, "the loss falls visibly"
-    for told in ("adapter", "trainer_log.jsonl", "loss.png", "Next: finetune local chat brio --compare"):
+    for told in (
+        "adapter",
+        "trainer_log.jsonl",
+        "loss.png",
+        "Next: finetune local chat brio --compare",
+    ):
         assert told in ran.stdout
     question = "My Brio One shows a blinking red light. What should I do?"
-    asked = place.finetune("chat", "brio", "--compare", "--max-new-tokens", "12", "--prompt", question)
+    asked = place.finetune(
+        "chat", "brio", "--compare", "--max-new-tokens", "12", "--prompt", question
+    )
     assert asked.returncode == 0, asked.stderr
     base, tuned = asked.stdout.split("tuned>")
     assert "base>" in base

@@ -3,17 +3,15 @@
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from finetune_api.contract import (
@@ -22,13 +20,12 @@ from finetune_api.contract import (
     DatasetInput,
     Folders,
     JobFile,
-    PrepareResult,
 )
 from finetune_api.datasetregistration import DatasetFormat, DatasetRegistrationSpec
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.resolve import Machine, resolve
 from finetune_trainer.batch_plan import BatchPlan
-from finetune_trainer.plan_trainer import PlanRows, PlanSampler, StepCollator
+from finetune_trainer.plan_trainer import step_loader
 from finetune_trainer.prepare import prepare
 from finetune_trainer.train import plan_of, rows_of, run_of, train
 from finetune_trainer.validate import validate
@@ -55,10 +52,9 @@ LAYOUTS = {
 
 @dataclass
 class Lab:
-    """A folder with one model and its prepared data; runs share them."""
+    """A folder with one model and one set of rows; runs share what is prepared from them."""
 
     folder: Path
-    prepared: PrepareResult
     file: JobFile
 
     def job_file(self, name: str, *, layout: str, processes: int = 1, **spec: Any) -> JobFile:
@@ -71,23 +67,20 @@ class Lab:
                 "data": {"packing": chosen["packing"]},
                 "training": {"perDeviceBatchSize": chosen["rows"]},
                 "workers": {"processesPerNode": processes},
-                **spec,
             },
         )
-        job = FineTuneJobSpec.model_validate(body)
-        resolved = resolve(job, self.prepared, dataset_digests={}, here=Machine())
+        job = FineTuneJobSpec.model_validate(merged(body, spec))
         step = self.folder / "steps" / name
         step.mkdir(parents=True)
-        folders = self.file.folders.model_copy(
-            update={"step": str(step), "work": str(self.folder / "work" / name)}
-        )
-        return self.file.model_copy(
-            update={
-                "step": "train", "name": name, "job": job, "resolved": resolved,
-                "prepared": self.prepared, "processes": processes, "folders": folders,
-                "output": f"pvc://out/{name}",
-            }
-        )  # fmt: skip
+        places = {"step": str(step), "work": str(self.folder / "work" / name)}
+        changes = {
+            "name": name, "job": job, "processes": processes, "output": f"pvc://out/{name}",
+            "folders": self.file.folders.model_copy(update=places),
+        }  # fmt: skip
+        file = self.file.model_copy(update=changes)
+        prepared = prepare(file)
+        resolved = resolve(job, prepared, dataset_digests={}, here=Machine())
+        return file.model_copy(update={"step": "train", "prepared": prepared, "resolved": resolved})
 
     def finished(self, file: JobFile) -> "Finished":
         """Read what a run left behind."""
@@ -126,7 +119,7 @@ def dataset(file: JobFile, name: str, rows: list[dict[str, str]]) -> DatasetInpu
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Lab:
+def lab(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab")
     (folder / "model").symlink_to(model_folder)
     manifest = a_job(
@@ -150,9 +143,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Lab:
         "datasets": [dataset(file, "rows", rows[:ROWS])],
         "eval_datasets": [dataset(file, "eval", rows[ROWS:])],
     }
-    file = file.model_copy(update=data)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return Lab(folder, prepare(file), file)
+    yield Lab(folder, file.model_copy(update=data))
+    torch.set_num_threads(threads)
 
 
 def run_processes(lab: Lab, file: JobFile, python: str) -> Finished:
@@ -262,6 +256,19 @@ def test_full_fine_tuning_agrees_between_layouts(lab: Lab) -> None:
     assert not [key for key in config if "attn_implementation" in key]
 
 
+def test_a_row_that_is_trained_whole_starts_with_no_loss(lab: Lab) -> None:
+    """Packed, a row's first token must not be predicted from the row before it."""
+    first, second = (
+        run_here(lab, lab.job_file(f"whole-{layout}", layout=layout, data={"trainOn": "all"}))
+        for layout in ("packed", "padded")
+    )
+    assert_same(second, first)
+    rows, chosen = rows_of(run_of(first.file), "train"), plan(first.file)
+    assert rows is not None
+    assert all(labels[0] != -100 for labels in rows["labels"])
+    assert chosen.trained.tolist() == [len(ids) - 1 for ids in rows["input_ids"]]
+
+
 def test_the_first_loss_is_that_of_plain_transformers(lab: Lab, reference: Finished) -> None:
     model = AutoModelForCausalLM.from_pretrained(run_of(reference.file).model_folder)
     rows = plan(reference.file).order(0)[:BATCH].tolist()
@@ -288,7 +295,7 @@ def test_loaders_use_every_row_once_and_pad_nothing_when_packed(
     used: list[list[int]] = []
     computed = idle = 0
     for rank in range(processes):
-        for step in loader(rows, chosen, rank):
+        for step in step_loader(rows, chosen, rank=rank, pad_token_id=0):
             for batch in step["micro"]:
                 computed += batch["input_ids"].numel()
                 parts = rows_in(batch)
@@ -301,12 +308,12 @@ def test_loaders_use_every_row_once_and_pad_nothing_when_packed(
     assert padding == 0 if chosen.packed or chosen.rows_cap == 1 else padding > 0
 
 
-def loader(rows: Dataset, chosen: BatchPlan, rank: int) -> DataLoader[Any]:
-    return DataLoader(
-        PlanRows(rows, chosen, rank),
-        batch_sampler=PlanSampler(chosen),
-        collate_fn=StepCollator(0, packed=chosen.packed),
-    )
+def test_the_plan_counts_what_is_trained(reference: Finished) -> None:
+    rows, chosen = rows_of(run_of(reference.file), "train"), plan(reference.file)
+    assert rows is not None
+    assert chosen.lengths.tolist() == [len(ids) for ids in rows["input_ids"]]
+    trained = [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
+    assert chosen.trained.tolist() == trained
 
 
 def rows_in(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:

@@ -1,13 +1,16 @@
 """Adapters: made from the spec, checked against the model, loaded and merged."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from finetune_api.adapters import Lora
 from finetune_api.status import Resolved
-from finetune_trainer.errors import UserError
+from finetune_trainer.errors import UserError, reading
 
 ALL_LINEAR = "all-linear"
+ADAPTER_FILE = "adapter_model.safetensors"
+GIVE_ITS_BASE = "give the base model it was trained on"
 
 
 def lora_config(lora: Lora, resolved: Resolved) -> Any:
@@ -61,12 +64,19 @@ def merge(model: Any, folders: list[Path]) -> Any:
     """Merge adapters one after the other into a model.
 
     Raises:
-        UserError: an adapter does not belong to this model.
+        UserError: an adapter does not belong to this model, or holds no numbers.
     """
     from peft import PeftModel
 
     for folder in folders:
-        model = load(model, folder, PeftModel).merge_and_unload(safe_merge=True)
+        adapted = load(model, folder, PeftModel)
+        try:
+            model = adapted.merge_and_unload(safe_merge=True)
+        except ValueError as error:  # the check of `safe_merge`
+            raise UserError(
+                f"the adapter in {folder} holds values that are no numbers (NaN): its training"
+                " diverged; train it again with a lower `spec.training.learningRate`"
+            ) from error
     return model
 
 
@@ -74,13 +84,35 @@ def load(model: Any, folder: Path, peft_class: Any) -> Any:
     """Put an adapter beside a model's weights.
 
     Raises:
-        UserError: it does not belong to this model.
+        UserError: it does not belong to this model, or is damaged.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder.name} holds no adapter_config.json; it must be a PEFT adapter")
-    try:
-        return peft_class.from_pretrained(model, folder)
-    except (RuntimeError, ValueError, KeyError) as error:
+    for name in ("adapter_config.json", ADAPTER_FILE):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} holds no {name}; it must be a PEFT adapter in safetensors; correct the"
+                " location"
+            )
+    what = f"the adapter in {folder} does not fit this base model, or is damaged"
+    with reading(what, GIVE_ITS_BASE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below
+        adapted = peft_class.from_pretrained(model, folder)
+    strangers = _saved_names(folder) ^ _wanted_names(adapted)
+    if strangers:
         raise UserError(
-            f"the adapter in {folder.name} does not fit this base model: {str(error).splitlines()[0]}"
-        ) from error
+            f"the adapter in {folder} does not fit this base model: {len(strangers)} weights are in"
+            f" only one of them, e.g. {min(strangers)}; {GIVE_ITS_BASE}"
+        )
+    return adapted
+
+
+def _saved_names(folder: Path) -> set[str]:
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_FILE, framework="numpy") as tensors:
+        return set(tensors.keys())
+
+
+def _wanted_names(adapted: Any) -> set[str]:
+    from peft import get_peft_model_state_dict
+
+    return set(get_peft_model_state_dict(adapted))

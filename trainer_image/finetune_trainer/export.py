@@ -24,6 +24,7 @@ def export(file: JobFile) -> ExportResult:
     assert file.export is not None, "an export step has an export"
     settings = file.export.settings
     if (done := outputs.published(file)) is None:
+        outputs.require_replaceable(file)
         outputs.claim(file, overwrite=False)
         parts = _parts(file)
 
@@ -59,7 +60,7 @@ def _parts(file: JobFile) -> ExportParts:
     adapters = [local(location) for location in given.adapters]
     if given.full_model is not None:
         base = local(given.full_model)
-    elif given.prepared is not None:
+    elif given.prepared and (Path(file.folders.cache) / given.prepared.folder).is_dir():
         base = Path(file.folders.cache) / given.prepared.folder
     else:
         assert given.model is not None, "the schema asks for one of jobRef and model"
@@ -72,7 +73,8 @@ def _prepared_base(file: JobFile, location: Location) -> Path:
     from finetune_api.finetunejob import BaseModelSource
     from finetune_trainer.models import prepare_model
 
-    prepared = prepare_model(BaseModelSource.model_validate(location.model_dump()), file.folders)
+    source = BaseModelSource.model_validate(location.model_dump())
+    prepared = prepare_model(source, file.folders, what="`spec.source.model.uri`")
     return Path(file.folders.cache) / prepared.folder
 
 

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from finetune_api.optimizers import Optimizer
 from finetune_api.training import Training
-from finetune_trainer.errors import UserError, classify
+from finetune_trainer.errors import UserError, reading
 
 JUDGED_BY_DEVICE = ("tf32",)
 """Arguments whose value only the machine that trains can judge."""
@@ -58,7 +58,7 @@ def _try_arguments(given: dict[str, Any], training: Training, path: str) -> None
 
     judged = {name: value for name, value in given.items() if name not in JUDGED_BY_DEVICE}
     optimizer = training.optimizer or Optimizer.ADAMW_TORCH_FUSED
-    try:
+    with reading(f"{path}: the trainer refuses {json.dumps(given)}", "correct or remove it"):
         arguments = SFTConfig(
             output_dir="unused", use_cpu=True, bf16=False, report_to="none", max_steps=1,
             optim=str(optimizer), lr_scheduler_type=str(training.scheduler), **judged,
@@ -71,14 +71,6 @@ def _try_arguments(given: dict[str, Any], training: Training, path: str) -> None
         )  # fmt: skip
         arguments.get_process_log_level()
         if arguments.torch_compile:
-            torch.compile(
-                torch.nn.Identity(),
-                backend=arguments.torch_compile_backend,
-                mode=arguments.torch_compile_mode,
-            )
+            backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
+            torch.compile(torch.nn.Identity(), backend=backend, mode=mode)
         torch.utils.data.DataLoader([0], num_workers=arguments.dataloader_num_workers)
-    except Exception as error:  # each library raises its own kinds
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise classify(error) or UserError(
-            f"{path}: the trainer refuses {json.dumps(given)} ({reason}); correct or remove it"
-        ) from error

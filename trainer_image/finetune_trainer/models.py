@@ -4,20 +4,17 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune_api.contract import Folders, PreparedModel
 from finetune_api.finetunejob import BaseModelSource
 from finetune_trainer import sources
-from finetune_trainer.errors import UserError, classify
+from finetune_trainer.errors import Infrastructure, UserError, reading
 from finetune_trainer.files import folder_made_whole, sha256_of
 
 TOKENIZER_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-LONGEST_REASON = 300
 WEIGHT_INDEX = "model.safetensors.index.json"
 
 
@@ -53,7 +50,7 @@ def _check_config(path: Path, source: BaseModelSource, named: str) -> None:
         raise UserError(f"{named} is an adapter, not a model; give the base model it was made for")
     if not (path / "config.json").is_file():
         raise UserError(f"{named} has no config.json; it must be a transformers model; correct it")
-    with _reading(f"{named}: config.json is no valid JSON object", "copy the model again"):
+    with reading(f"{named}: config.json is no valid JSON object", "copy the model again"):
         dict(json.loads((path / "config.json").read_text(encoding="utf-8")).items())
     if brings_code(path) and not source.trust_remote_code:
         raise UserError(
@@ -97,7 +94,7 @@ def _require_shards(path: Path, named: str) -> None:
     index = path / WEIGHT_INDEX
     if not index.is_file():
         return
-    with _reading(f"{named}: {WEIGHT_INDEX} cannot be read", "copy the model again"):
+    with reading(f"{named}: {WEIGHT_INDEX} cannot be read", "copy the model again"):
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         missing = sorted(name for name in names if "/" in name or not (path / name).is_file())
     if missing:
@@ -132,7 +129,7 @@ def _from_gguf(path: Path, folders: Folders, named: str) -> PreparedModel:
 
         arguments: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
         print(f"Dequantising {path.name}, once", flush=True)
-        with _reading(f"{named} cannot be read as GGUF", "copy it again, or use safetensors"):
+        with reading(f"{named} cannot be read as GGUF", "copy it again, or use safetensors"):
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **arguments)
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, dtype=torch.float32, **arguments
@@ -146,30 +143,11 @@ def _from_gguf(path: Path, folders: Folders, named: str) -> PreparedModel:
     return _prepared(target, folders, revision, named)
 
 
-@contextmanager
-def _reading(what: str, advice: str) -> Iterator[None]:
-    """Turn what a library says of a model's files into a refusal; they raise anything.
-
-    Raises:
-        UserError: the files are not what they should be. StepError: memory, disk, permission.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise classify(error) or UserError(f"{what} ({_short(error)}); {advice}") from error
-
-
-def _short(error: BaseException) -> str:
-    """Return a library's message on one line, without the rest of what may be pages."""
-    text = " ".join(str(error).split())
-    return text[:LONGEST_REASON] or type(error).__name__
-
-
 def _rewrite_as_safetensors(folder: Path, named: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with _reading(f"{named}: the pickle files cannot be read", "use a safetensors version"):
+    with reading(f"{named}: the pickle files cannot be read", "use a safetensors version"):
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=False, trust_remote_code=brings_code(folder)
         )
@@ -184,7 +162,7 @@ def _prepared(target: Path, folders: Folders, revision: str, named: str) -> Prep
     from transformers import AutoConfig
 
     advice = "use a model of an architecture that transformers knows, or correct its config.json"
-    with _reading(f"{named}: transformers refuses its config.json", advice):
+    with reading(f"{named}: transformers refuses its config.json", advice):
         config = AutoConfig.from_pretrained(
             target, local_files_only=True, trust_remote_code=brings_code(target)
         )
@@ -213,7 +191,8 @@ def count_parameters(folder: Path, named: str) -> int:
                     total += math.prod(tensors.get_slice(name).get_shape())
         except SafetensorError as error:
             raise UserError(
-                f"{named}: {file.name} is damaged ({error}); copy the model again"
+                f"{named}: {file} is damaged ({error}); remove that folder, and where it came from"
+                " copy the model again"
             ) from error
     return total
 
@@ -226,12 +205,13 @@ def load_tokenizer(folder: Path, *, what: str = "`spec.model.uri`") -> Any:
     """
     from transformers import AutoTokenizer
 
+    _require_folder(folder, what)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"{what} has no tokenizer; the folder must hold tokenizer.json and"
             " tokenizer_config.json; copy them from where the model comes from"
         )
-    with _reading(f"{what}: the tokenizer cannot be loaded", "copy its files again"):
+    with reading(f"{what}: the tokenizer cannot be loaded", "copy its files again"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=brings_code(folder)
         )
@@ -241,6 +221,14 @@ def load_tokenizer(folder: Path, *, what: str = "`spec.model.uri`") -> Any:
             " stands; convert it with transformers' `convert_slow_tokenizer`"
         )
     return tokenizer
+
+
+def _require_folder(folder: Path, what: str) -> None:
+    if not folder.exists():
+        raise Infrastructure(
+            f"{what}: {folder} is gone; something else cleaned the cache while the job ran; raise"
+            " `spec.rerun` to prepare it again"
+        )
 
 
 def load_model(folder: Path, *, dtype: str, attention: str) -> Any:
@@ -267,11 +255,13 @@ def load_skeleton(folder: Path, *, attention: str) -> Any:
 def _load(folder: Path, what: str, *, attention: str, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
+    _require_folder(folder, what)
+    count_parameters(folder, what)  # a damaged file is named
     advice = (
         f"it must be a causal language model that transformers loads with `attention: {attention}`;"
         " use another model, or change `spec.model.attention`"
     )
-    with _reading(f"{what} cannot be loaded", advice):
+    with reading(f"{what} cannot be loaded", advice):
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             attn_implementation=None if attention == "auto" else attention,

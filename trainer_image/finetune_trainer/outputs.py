@@ -14,7 +14,7 @@ from finetune_api.base import StatusModel
 from finetune_api.contract import MANIFEST_FILE, JobFile
 from finetune_api.modelexport import Verification
 from finetune_api.status import Artifact
-from finetune_trainer.errors import Infrastructure, UserError, classify
+from finetune_trainer.errors import VANISHED, Infrastructure, UserError, classify
 from finetune_trainer.files import describe_files, sync_folder, sync_tree, write_whole
 from finetune_trainer.sources import claim_path
 
@@ -62,37 +62,45 @@ def claim(file: JobFile, *, overwrite: bool) -> None:
     Raises:
         UserError: it cannot be written, or another job holds it.
     """
-    field = "`spec.output.uri`" if file.job else "the export's destination"
+    field = _field(file)
     try:
-        target = claim_path(file.output, file.folders)
-        folder = _incomplete(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-        owner = folder / OWNER_FILE
-        if not owner.exists():
-            _own(folder, file)
-        holder = _holder(owner)
-        if holder["uid"] != file.uid:
-            if not overwrite:
-                other = ", or set `spec.output.overwrite: true`" if file.job else ""
-                raise UserError(
-                    f"{file.output} is held by unfinished work of '{holder['name']}' (uid"
-                    f" {holder['uid']}); choose another location, or delete {folder.name} if that job"
-                    f" is gone{other}"
-                )
-            shutil.rmtree(folder)
-            folder.mkdir()
-            _own(folder, file)
+        _take(file, _incomplete(claim_path(file.output, file.folders)), overwrite=overwrite)
     except UserError as error:
         raise UserError(f"{field}: {error}") from error
     except OSError as error:
         known = classify(error)
-        if isinstance(known, Infrastructure):
+        if isinstance(known, Infrastructure) and not isinstance(error, VANISHED):
             raise known from error
         raise UserError(
             f"{field}: {file.output} cannot be written ({error.strerror}: {error.filename});"
             " make it writable, or choose another location"
         ) from error
+
+
+def _field(file: JobFile) -> str:
+    """Return where a user chose the output; an export of a job goes beside the job's."""
+    return (
+        "`spec.output.uri`" if file.job else "`spec.destination.uri` (of a job: `spec.output.uri`)"
+    )
+
+
+def _take(file: JobFile, folder: Path, *, overwrite: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / OWNER_FILE
+    if not owner.exists():
+        _own(folder, file)
+    holder = _holder(owner)
+    if holder["uid"] == file.uid:
+        return
+    if not overwrite:
+        other = ", or set `spec.output.overwrite: true`" if file.job else ""
+        raise UserError(
+            f"{file.output} is held by unfinished work of '{holder['name']}' (uid {holder['uid']});"
+            f" choose another location, or delete {folder.name} if that job is gone{other}"
+        )
+    shutil.rmtree(folder)
+    folder.mkdir()
+    _own(folder, file)
 
 
 def _own(folder: Path, file: JobFile) -> None:
@@ -147,8 +155,32 @@ def published(file: JobFile) -> OutputManifest | None:
     return manifest if own else None
 
 
+def require_replaceable(file: JobFile) -> None:
+    """Refuse to put a result in the place of what is not an earlier one of the same object.
+
+    Raises:
+        UserError: something else is there, and `spec.output.overwrite` is not set.
+    """
+    target = claim_path(file.output, file.folders)
+    overwrite = file.job is not None and file.job.output is not None and file.job.output.overwrite
+    if overwrite or not target.exists():
+        return
+    found = read_manifest(target)
+    if found is None or (found.namespace, found.name) != (file.namespace, file.name):
+        what = f"the result of '{found.namespace}/{found.name}'" if found else "something else"
+        raise UserError(
+            f"{_field(file)}: {file.output} already holds {what}; nothing was changed; move it away, or"
+            " choose another location"
+        )
+
+
 def publish(file: JobFile, fill: Callable[[Path], OutputManifest]) -> OutputManifest:
-    """Fill the claimed folder and make it the result, by one rename."""
+    """Fill the claimed folder and make it the result, by one rename.
+
+    Raises:
+        UserError: something else came to be in its place.
+    """
+    require_replaceable(file)
     target = claim_path(file.output, file.folders)
     folder = _incomplete(target)
     folder.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,19 @@ class StepCollator:
         return {**item, "micro": [dict(self._collate(rows)) for rows in item["micro"]]}
 
 
+def step_loader(
+    rows: Dataset, plan: BatchPlan, *, rank: int, pad_token_id: int, workers: int = 0
+) -> DataLoader[Any]:
+    """Return the loader of one rank's steps."""
+    return DataLoader(
+        PlanRows(rows, plan, rank),
+        batch_sampler=PlanSampler(plan),
+        collate_fn=StepCollator(pad_token_id, packed=plan.packed),
+        generator=torch.Generator(),
+        num_workers=workers,
+    )
+
+
 class PlanTrainer(SFTTrainer):
     """SFTTrainer whose steps come from a plan and whose loss is exact over all ranks."""
 
@@ -96,13 +109,12 @@ class PlanTrainer(SFTTrainer):
         return self._loader(self.train_dataset, self._plan)
 
     def _loader(self, rows: Dataset, plan: BatchPlan) -> DataLoader[Any]:
-        rank = self.accelerator.process_index
-        return DataLoader(
-            PlanRows(rows, plan, rank),
-            batch_sampler=PlanSampler(plan),
-            collate_fn=StepCollator(self.processing_class.pad_token_id, packed=plan.packed),
-            generator=torch.Generator(),
-            num_workers=self.args.dataloader_num_workers,
+        return step_loader(
+            rows,
+            plan,
+            rank=self.accelerator.process_index,
+            pad_token_id=self.processing_class.pad_token_id,
+            workers=self.args.dataloader_num_workers,
         )
 
     def training_step(

@@ -86,14 +86,7 @@ def prepare_data(
     encoder = ChatEncoder(load_tokenizer(Path(file.folders.cache) / model.folder), data)
     length = data.max_length or min(DEFAULT_LENGTH, model.max_length or DEFAULT_LENGTH)
     collector = _Collector(encoder, data, length)
-    rows = [row for dataset in file.datasets for row in collector.read(dataset, file)]
-    collector.require(rows, "spec.datasets")
-    rows = _sampled(rows, data.max_samples, training.seed)
-    if file.eval_datasets:
-        eval_rows = [row for dataset in file.eval_datasets for row in collector.read(dataset, file)]
-        collector.require(eval_rows, "spec.evalDatasets")
-    else:
-        rows, eval_rows = _split(rows, data.validation_split, training.seed)
+    rows, eval_rows = _read(file, collector, data, training)
     _check_tokens([*rows, *eval_rows], embeddings)
     counts = DataCounts(
         rows=len(rows),
@@ -110,6 +103,20 @@ def prepare_data(
         write_whole(folder / "chat_template.jinja", encoder.template)
         write_whole(folder / COUNTS_FILE, counts.model_dump_json(by_alias=True))
     return target, counts
+
+
+def _read(
+    file: JobFile, collector: "_Collector", data: Data, training: Training
+) -> tuple[list[Tokens], list[Tokens]]:
+    """Return the rows to train on, and those to evaluate on."""
+    rows = [row for dataset in file.datasets for row in collector.read(dataset, file)]
+    collector.require(rows, "spec.datasets")
+    rows = _sampled(rows, data.max_samples, training.seed)
+    if not file.eval_datasets:
+        return _split(rows, data.validation_split, training.seed)
+    eval_rows = [row for dataset in file.eval_datasets for row in collector.read(dataset, file)]
+    collector.require(eval_rows, "spec.evalDatasets")
+    return rows, eval_rows
 
 
 class _Collector:

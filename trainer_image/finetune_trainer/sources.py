@@ -1,21 +1,18 @@
 """Locations to local paths: hf, pvc, file, package, https, s3."""
 
-import hashlib
 import importlib.util
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from finetune_api.contract import Folders
 from finetune_api.storage import Location, SecretReference
-from finetune_trainer.errors import DataError, Infrastructure, StepError, UserError
-from finetune_trainer.files import folder_made_whole
+from finetune_trainer import downloads
+from finetune_trainer.errors import DataError, StepError, UserError
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.gguf", "*.py"]
 PICKLE_FILES = ["*.bin", "*.pt", "*.pth"]
 DATA_FILES = ["*.jsonl", "*.json", "*.csv", "*.parquet"]
-HTTP_TIMEOUT_SECONDS = 60
 CLAIM_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 SECRET_KEYS = (
     "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION",
@@ -68,7 +65,7 @@ def credentials(reference: SecretReference | None, folders: Folders) -> dict[str
                 f"`credentialsSecretRef`: secret '{reference.name}' has the keys"
                 f" {', '.join(keys) or 'none'}; it must have one of {known}; add it"
             )
-        return {key: (folder / key).read_text(encoding="utf-8").strip() for key in keys}
+        return {key: _secret_value(folder / key, reference.name) for key in keys}
     found = {key: os.environ[key] for key in SECRET_KEYS if key in os.environ}
     if not found:
         raise UserError(
@@ -76,6 +73,16 @@ def credentials(reference: SecretReference | None, folders: Folders) -> dict[str
             f" keys {known} (under `finetune local` as files {folder}/<KEY>, or in the environment)"
         )
     return found
+
+
+def _secret_value(path: Path, name: str) -> str:
+    value = path.read_bytes().decode("utf-8", "replace").strip()
+    if path.name in SECRET_KEYS and not (value.isascii() and value.isprintable()):
+        raise UserError(
+            f"`credentialsSecretRef`: key {path.name} of secret '{name}' holds line breaks or letters"
+            " that no such value has; store the value alone, as one line"
+        )
+    return value
 
 
 def fetch(location: Location, folders: Folders, *, what: str, patterns: list[str]) -> Path:
@@ -93,18 +100,7 @@ def fetch(location: Location, folders: Folders, *, what: str, patterns: list[str
             f" {location.revision!r}; remove it"
         )
     try:
-        secret = credentials(location.credentials_secret_ref, folders)
-        match scheme:
-            case "pvc" | "file":
-                path = claim_path(location.uri, folders)
-            case "package":
-                path = _package_path(location.uri)
-            case "hf":
-                path = _from_hub(location, folders, secret, patterns)
-            case "https":
-                path = _from_https(location.uri, folders)
-            case _:
-                path = _from_s3(location.uri, folders, secret)
+        path = _path_of(location, folders, patterns)
     except StepError as error:
         raise type(error)(f"{what}: {error}") from error
     if not path.exists():
@@ -112,6 +108,21 @@ def fetch(location: Location, folders: Folders, *, what: str, patterns: list[str
             f"{what}: {location.uri} does not exist (looked at {path}); correct the location"
         )
     return path
+
+
+def _path_of(location: Location, folders: Folders, patterns: list[str]) -> Path:
+    secret = credentials(location.credentials_secret_ref, folders)
+    match location.uri.split("://", 1)[0]:
+        case "pvc" | "file":
+            return claim_path(location.uri, folders)
+        case "package":
+            return _package_path(location.uri)
+        case "hf":
+            return downloads.from_hub(location, folders, secret, patterns)
+        case "https":
+            return downloads.from_https(location.uri, folders)
+        case _:
+            return downloads.from_s3(location.uri, folders, secret)
 
 
 def _package_path(uri: str) -> Path:
@@ -124,109 +135,6 @@ def _package_path(uri: str) -> Path:
     if path != root and root not in path.parents:
         raise UserError(f"{uri}: the path leaves the package; it must stay below it")
     return path
-
-
-def _cache_folder(folders: Folders, key: str) -> Path:
-    return Path(folders.cache) / "downloads" / hashlib.sha256(key.encode()).hexdigest()[:24]
-
-
-def _from_hub(
-    location: Location, folders: Folders, secret: dict[str, str], patterns: list[str]
-) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    repository = location.uri.removeprefix("hf://")
-    kind = "dataset" if repository.startswith("datasets/") else "model"
-    repository = repository.removeprefix("datasets/")
-    token = secret.get("HF_TOKEN") or False
-    try:
-        revision = huggingface_hub.HfApi(token=token).repo_info(
-            repository, repo_type=kind, revision=location.revision
-        ).sha  # fmt: skip
-        target = _cache_folder(folders, f"hf:{kind}:{repository}:{revision}")
-        if not target.exists():
-            with folder_made_whole(target) as folder:
-                huggingface_hub.snapshot_download(
-                    repository, repo_type=kind, revision=revision, local_dir=folder, token=token,
-                    allow_patterns=patterns,
-                )  # fmt: skip
-                (folder / ".revision").write_text(str(revision))
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"{location.uri} is gated: it needs a token whose owner was granted access; set"
-            " `credentialsSecretRef` to a secret with HF_TOKEN"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        hint = "" if secret else ", or it is private and needs `credentialsSecretRef` with HF_TOKEN"
-        raise UserError(
-            f"{location.uri} does not exist on the hub{hint}; correct the name"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"{location.uri} has no revision '{location.revision}'; correct `revision`"
-        ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise Infrastructure(
-            f"{location.uri} cannot be downloaded: {str(error).splitlines()[0]}"
-        ) from error
-    except errors.HFValidationError as error:
-        raise UserError(
-            f"{location.uri} is no repository name; it must be hf://org/name"
-        ) from error
-    return target
-
-
-def _from_https(uri: str, folders: Folders) -> Path:
-    import requests
-
-    name = Path(urlsplit(uri).path).name or "download"
-    target = _cache_folder(folders, uri)
-    if (target / name).exists():
-        return target / name
-    try:
-        with requests.get(uri, stream=True, timeout=HTTP_TIMEOUT_SECONDS) as response:
-            if 400 <= response.status_code < 500:
-                raise UserError(f"{uri} answered {response.status_code}; correct the address")
-            response.raise_for_status()
-            with folder_made_whole(target) as folder, (folder / name).open("wb") as file:
-                for chunk in response.iter_content(1 << 20):
-                    file.write(chunk)
-    except requests.RequestException as error:
-        raise Infrastructure(f"{uri} cannot be downloaded: {error}") from error
-    return target / name
-
-
-def _from_s3(uri: str, folders: Folders, secret: dict[str, str]) -> Path:
-    import botocore.exceptions
-    import s3fs
-
-    system = s3fs.S3FileSystem(
-        anon="AWS_ACCESS_KEY_ID" not in secret,
-        key=secret.get("AWS_ACCESS_KEY_ID"),
-        secret=secret.get("AWS_SECRET_ACCESS_KEY"),
-        endpoint_url=secret.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL"),
-        client_kwargs={"region_name": secret.get("AWS_REGION", "us-east-1")},
-    )
-    source = uri.removeprefix("s3://").rstrip("/")
-    try:
-        found = system.info(source)
-        stamp = found.get("ETag") or sorted(
-            (name, entry.get("ETag")) for name, entry in system.find(source, detail=True).items()
-        )
-        target = _cache_folder(folders, f"{uri}:{stamp}")
-        if not target.exists():
-            with folder_made_whole(target) as folder:
-                system.get(source, str(folder / Path(source).name), recursive=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{uri} does not exist; correct bucket and key") from error
-    except PermissionError as error:
-        raise UserError(
-            f"{uri} may not be read with these credentials; set `credentialsSecretRef`"
-        ) from error
-    except (OSError, botocore.exceptions.BotoCoreError) as error:
-        raise Infrastructure(f"{uri} cannot be read: {error}") from error
-    return target / Path(source).name
 
 
 def data_files(path: Path, *, subset: str | None, split: str | None) -> list[Path]:

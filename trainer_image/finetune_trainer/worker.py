@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune_api.contract import ErrorReport, ExitCode, JobFile, Termination, ValidateResult
 from finetune_trainer import signals
-from finetune_trainer.errors import StepError, classify
+from finetune_trainer.errors import Infrastructure, StepError, classify
 from finetune_trainer.files import write_whole
 
 OUTCOME_FILE = "outcome-rank{rank}.json"
@@ -50,6 +50,7 @@ def _run_step(file: JobFile) -> Termination | None:
         case "train":
             from finetune_trainer.train import close_distributed, train
 
+            _require_prepared(file)
             result = train(file)
             close_distributed()
             return Termination(exit_code=0, trained=result) if result else None
@@ -61,13 +62,24 @@ def _run_step(file: JobFile) -> Termination | None:
             raise ValueError(f"{file.step} is interactive; it has no worker")
 
 
+def _require_prepared(file: JobFile) -> None:
+    assert file.prepared is not None, "a train step is prepared"
+    for folder in (file.prepared.model.folder, file.prepared.data_folder):
+        if not (Path(file.folders.cache) / folder).is_dir():
+            raise Infrastructure(
+                f"what was prepared is gone from the cache ({folder}); something else cleaned it; raise"
+                " `spec.rerun` to prepare it again"
+            )
+
+
 def _outcome_of(error: BaseException, rank: int) -> Termination:
     from finetune_trainer.validate import InvalidRows
 
     known = classify(error)
+    if known is not error:
+        traceback.print_exception(error)  # for the log: a library's message alone tells too little
     if known is None:
-        traceback.print_exc()
-        message = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}; this is a defect: report it with the log"
     else:
         message = str(known)
         print(message, file=sys.stderr, flush=True)
