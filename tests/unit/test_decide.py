@@ -203,6 +203,18 @@ def test_contradictions_end_the_job_before_anything_starts() -> None:
     assert steps_of(world) == ["validate"]
 
 
+def test_a_refused_job_is_looked_at_again_when_it_is_corrected() -> None:
+    world = a_world(evalDatasets=None, training={"evalSteps": 2})
+    world.finish_all()
+    assert world.job.status.phase == "Failed"
+    assert "evalSteps" in world.job.status.message
+    training = world.job.spec.training
+    assert training is not None
+    world.change("FineTuneJob", training=training.model_copy(update={"eval_steps": None}))
+    world.finish_all()
+    assert world.job.status.phase == "Succeeded"
+
+
 def test_a_result_that_is_there_is_adopted() -> None:
     world = a_world()
     world.settle()

@@ -23,9 +23,10 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
     if job.metadata.deletion_timestamp:
         return _delete(job, observed)
     run = job.spec.rerun + 1
-    if job.status.run == run and is_true(job.status.conditions, "Finished"):
+    is_current = job.status.run == run and not _was_corrected(job)
+    if is_current and is_true(job.status.conditions, "Finished"):
         return _after_end(job, observed, now)
-    status = job.status if job.status.run == run else jobstatus.new_run(job, run, now)
+    status = job.status if is_current else jobstatus.new_run(job, run, now)
     old_runs = _running(observed, besides=run)
     if old_runs:
         return Plan(stops=old_runs, requeue_after=1.0)
@@ -33,6 +34,13 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
     if plan is None:
         plan = _pipeline(job, status, observed, now)
     return _announced(job, plan)
+
+
+def _was_corrected(job: FineTuneJob) -> bool:
+    """Tell whether a job that was refused before its first attempt has a new spec: it may try again."""
+    status = job.status
+    is_refused = is_true(status.conditions, "Finished") and not status.attempts
+    return is_refused and status.observed_generation != job.metadata.generation
 
 
 def _announced(job: FineTuneJob, plan: Plan) -> Plan:
