@@ -1,6 +1,7 @@
 """Tokens a second of packed and padded runs, and of TRL's own loop on the same packed rows.
 
-python benchmarks/packing.py [--repeats 5] [--steps 4] [--rows 16] [--model FOLDER]
+python benchmarks/packing.py [--repeats 5] [--steps 4] [--rows 16] [--precision fp32]
+    [--model FOLDER]
 """
 
 import argparse
@@ -46,6 +47,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "examples/data/brio-support.jsonl"
 PACKED, PADDED, SINGLE = "packed", "padded, all rows at once", "padded, one row at a time"
 BARE, BARE_WITH_OURS = "bare TRL, packed", "bare TRL, packed, our attention"
+BARE_PADDED = "bare TRL, padded"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 QUIET_SHARE = 0.05
 """Share of the machine that others may use while figures still count."""
 
@@ -75,9 +78,9 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]  # transformers has no t
 class Bench:
     """One model, one set of rows, and trainers made of them."""
 
-    def __init__(self, folder: Path, model: Path, *, rows: int, steps: int) -> None:
+    def __init__(self, folder: Path, model: Path, *, rows: int, steps: int, precision: str) -> None:
         """Validate and prepare the data."""
-        self._folder, self._rows, self._steps = folder, rows, steps
+        self._rows, self._steps, self._precision = rows, steps, precision
         self._file = JobFile(
             step="prepare", namespace="default", name="bench", uid="bench-uid", output="pvc://out/x",
             folders=Folders(
@@ -104,7 +107,7 @@ class Bench:
             "data": {"packing": "packed" if packed else "padded"},
             "training": {
                 "maxSteps": self._steps + 1, "globalBatchSize": self._rows,
-                "perDeviceBatchSize": at_once, "precision": "fp32",
+                "perDeviceBatchSize": at_once, "precision": self._precision,
             },
             "workers": {"gpusPerNode": 0},
             "checkpoint": {"everySteps": 1_000_000},
@@ -137,27 +140,35 @@ class Bench:
         attempt_folder(run.file).mkdir(parents=True, exist_ok=True)
         return trainer
 
-    def bare(self, *, our_attention: bool) -> Any:
-        """Return TRL's trainer on the same rows, packed the same, with the same arguments."""
+    def bare(self, *, packed: bool, our_attention: bool = False) -> Any:
+        """Return TRL's own trainer on the same rows, packed the same, with the same arguments."""
         run = self.run(packed=True, at_once=self._rows)
-        model = load_model(run.model_folder, dtype="float32", attention="auto")
+        model = load_model(run.model_folder, dtype=DTYPES[self._precision], attention="auto")
         if our_attention:
             assert use_packed_attention(model)
         args, tokenizer, rows = self._parts
+        plan, steps = self.plan(), self._steps + 1
+        layout = {
+            "padding_free": packed,
+            "per_device_train_batch_size": 1 if packed else self._rows,
+        }
         trainer = SFTTrainer(
-            model=model, args=dataclasses.replace(args), processing_class=tokenizer,
-            train_dataset=rows, peft_config=lora_config(Lora(), run.resolved),
-        )  # fmt: skip
+            model=model,
+            # The rows come in the plan's order; TRL would shuffle them.
+            args=dataclasses.replace(args, train_sampling_strategy="sequential", **layout),
+            processing_class=tokenizer,
+            train_dataset=packed_rows(rows, plan, steps)
+            if packed
+            else rows.select(plan.order(0)[: steps * self._rows]),
+            peft_config=lora_config(Lora(), run.resolved),
+        )
         trainer.remove_callback(PrinterCallback)
         return trainer
 
     @cached_property
     def _parts(self) -> tuple[Any, Any, Dataset]:
         ours = build_trainer(self.run(packed=True, at_once=self._rows))
-        # Our rows come in the plan's order; TRL would shuffle them.
-        order = {"padding_free": True, "train_sampling_strategy": "sequential"}
-        rows = packed_rows(ours.train_dataset, self.plan(), self._steps + 1)
-        return dataclasses.replace(ours.args, **order), ours.processing_class, rows
+        return ours.args, ours.processing_class, ours.train_dataset
 
 
 def packed_rows(rows: Dataset, plan: BatchPlan, steps: int) -> Dataset:
@@ -209,6 +220,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="measured steps of a repeat")
     parser.add_argument("--rows", type=int, default=16, help="rows of a step")
+    parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
     parser.add_argument("--model", type=Path, help="folder of a model; unset: a random Llama")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)
@@ -221,7 +233,8 @@ def main() -> None:
         folder = Path(name)
         with contextlib.redirect_stderr(io.StringIO()):
             model = chosen.model or tiny_llama(folder / "model")
-            bench = Bench(folder, model.resolve(), rows=chosen.rows, steps=chosen.steps)
+            sizes = {"rows": chosen.rows, "steps": chosen.steps}
+            bench = Bench(folder, model.resolve(), precision=chosen.precision, **sizes)
         started, busy, own = time.perf_counter(), busy_seconds(), sum(os.times()[:4])
         found = measure(bench, chosen.rows, chosen.repeats)
         own = sum(os.times()[:4]) - own
@@ -236,8 +249,9 @@ def measure(bench: Bench, rows: int, repeats: int) -> dict[str, list[Stopwatch]]
         PACKED: lambda: bench.ours(packed=True, at_once=rows),
         PADDED: lambda: bench.ours(packed=False, at_once=rows),
         SINGLE: lambda: bench.ours(packed=False, at_once=1),
-        BARE: lambda: bench.bare(our_attention=False),
-        BARE_WITH_OURS: lambda: bench.bare(our_attention=True),
+        BARE: lambda: bench.bare(packed=True),
+        BARE_WITH_OURS: lambda: bench.bare(packed=True, our_attention=True),
+        BARE_PADDED: lambda: bench.bare(packed=False),
     }
     found: dict[str, list[Stopwatch]] = {name: [] for name in ways}
     for _ in range(repeats):

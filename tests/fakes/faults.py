@@ -126,16 +126,16 @@ def install(kind: str, argument: str, job: dict[str, Any]) -> None:
     folder = work / f"run-{job['run']}" / f"attempt-{attempt}-{job['uid'][:8]}"
     if kind == "slow":
         _at_step_end(None, lambda: time.sleep(float(argument)))
-        return
-    if kind in ("die-in-save", "die-in-publish"):
+    elif kind in ("die-in-save", "die-in-publish"):
         part = "/checkpoint-2" if kind == "die-in-save" else "/run-1"
         _die_at_boundary(part, attempt, Path(job["folders"]["step"]) / "boundaries")
-        return
-    if kind == "fill-disk" and attempt > 1:
+    elif attempt > 1:
         (work / "ballast").unlink(missing_ok=True)
-    if attempt > 1:
-        return
-    step = int(argument)
+    else:
+        _install_once(kind, int(argument), work, folder)
+
+
+def _install_once(kind: str, step: int, work: Path, folder: Path) -> None:
     match kind:
         case "kill":
             _at_step_end(step, _die)

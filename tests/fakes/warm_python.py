@@ -105,9 +105,9 @@ def _become(request: dict[str, object], received: list[int]) -> None:
     os.environ.clear()
     os.environ.update(dict(request["env"]))  # type: ignore[call-overload]
     sys.executable = os.environ["FINETUNE_TRAINER_PYTHON"]
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(0, encoding="utf-8"), open(1, "w", buffering=1, encoding="utf-8"), open(2, "w", buffering=1, encoding="utf-8"),
-    )  # fmt: skip
+    sys.stdin = os.fdopen(0, encoding="utf-8")
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
     arguments = [a for a in map(str, request["argv"]) if a != "-u"]  # type: ignore[call-overload]
     assert arguments[0] == "-m"
     sys.argv = arguments[1:]

@@ -96,7 +96,8 @@ def load(model: Any, folder: Path, peft_class: Any) -> Any:
     with reading(what, GIVE_ITS_BASE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below
         adapted = peft_class.from_pretrained(model, folder)
-    strangers = _saved_names(folder) ^ _wanted_names(adapted)
+    saved, wanted = _saved_names(folder), _wanted_names(adapted)
+    strangers = (wanted - saved) | {name for name in saved - wanted if ".lora_" in name}
     if strangers:
         raise UserError(
             f"the adapter in {folder} does not fit this base model: {len(strangers)} weights are in"
@@ -115,4 +116,5 @@ def _saved_names(folder: Path) -> set[str]:
 def _wanted_names(adapted: Any) -> set[str]:
     from peft import get_peft_model_state_dict
 
-    return set(get_peft_model_state_dict(adapted))
+    # To look for changed embeddings it would ask the hub for the base model.
+    return set(get_peft_model_state_dict(adapted, save_embedding_layers=False))

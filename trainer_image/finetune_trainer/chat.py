@@ -43,7 +43,7 @@ def chat(file: JobFile) -> int:
 
 def _load(file: JobFile) -> tuple[dict[str, tuple[Any, Any]], Any]:
     """Load the model once; the base answers with the adapter switched off."""
-    assert file.prepared and file.job, "a chat has a trained job"
+    assert file.prepared is not None, "a chat has a trained job"
     output = claim_path(file.output, file.folders)
     tokenizer = load_tokenizer(output)
     base_folder = Path(file.folders.cache) / file.prepared.model.folder

@@ -61,7 +61,8 @@ def _try_arguments(given: dict[str, Any], training: Training, path: str) -> None
     with reading(f"{path}: the trainer refuses {json.dumps(given)}", "correct or remove it"):
         arguments = SFTConfig(
             output_dir="unused", use_cpu=True, bf16=False, report_to="none", max_steps=1,
-            optim=str(optimizer), lr_scheduler_type=str(training.scheduler), **judged,
+            activation_checkpointing=False, optim=str(optimizer),
+            lr_scheduler_type=str(training.scheduler), **judged,
         )  # fmt: skip
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
         built = kind([torch.nn.Parameter(torch.zeros(1))], **settings)

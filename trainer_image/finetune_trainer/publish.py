@@ -76,7 +76,9 @@ def _name_base_model(folder: Path, uri: str) -> None:
 def model_card(file: JobFile, folder: Path) -> str:
     """Return the README of a result: what it is, how it was made, how to load it."""
     spec, resolved, prepared = file.job, file.resolved, file.prepared
-    assert spec and resolved and prepared
+    assert spec is not None
+    assert resolved is not None
+    assert prepared is not None
     lines = [json.loads(line) for line in (folder / TRAINER_LOG_FILE).read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     evals = [line["eval_loss"] for line in lines if "eval_loss" in line]

@@ -169,7 +169,8 @@ class Supervisor:
         ):
             return _failed(
                 ExitCode.OUT_OF_MEMORY,
-                "the kernel ended a process because memory ran out; lower `training.perDeviceBatchSize` or give the job more memory",
+                "the kernel ended a process because memory ran out; lower"
+                " `training.perDeviceBatchSize` or give the job more memory",
             )
         if status < 0:
             name = signal.Signals(-status).name
