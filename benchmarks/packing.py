@@ -184,7 +184,7 @@ def packed_rows(rows: Dataset, plan: BatchPlan, steps: int) -> Dataset:
 
 
 def tiny_llama(folder: Path) -> Path:
-    """Save a random Llama of 13 million weights, with a head as wide as small models have."""
+    """Save a random Llama of 9 million weights, half of them in a head as wide as small models have."""
     sys.path.insert(0, str(ROOT))
     from tests.fakes.tiny import tiny_tokenizer
 

@@ -5,9 +5,11 @@ import json
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 COMMIT = "a" * 40
 GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model is restricted"}
@@ -100,3 +102,34 @@ def serving_s3() -> Iterator[int]:
         yield server.get_host_and_port()[1]
     finally:
         server.stop()
+
+
+class Services:
+    """Servers, each started when it is first asked for, and the libraries that are led to them."""
+
+    def __init__(self, stack: ExitStack, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        self._stack, self._patch, self._folder = stack, patch, folder
+        self._ports: dict[str, int] = {}
+
+    def port_of(self, name: str) -> int:
+        """Return the port of `hub`, `https` or `s3`."""
+        if name not in self._ports:
+            self._ports[name] = self._start(name)
+        return self._ports[name]
+
+    def _start(self, name: str) -> int:
+        if name == "s3":
+            return self._stack.enter_context(serving_s3())
+        if name == "https":
+            port, trusted = self._stack.enter_context(serving_https(self._folder))
+            self._patch.setenv("REQUESTS_CA_BUNDLE", str(trusted))
+            return port
+        from huggingface_hub import constants
+
+        port = self._stack.enter_context(serving(hub))
+        endpoint = f"http://127.0.0.1:{port}"
+        self._patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        self._patch.setattr(constants, "ENDPOINT", endpoint)
+        files = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        self._patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        return port

@@ -23,7 +23,7 @@ from finetune_operator.admission import admit
 from tests.builders import a_dataset, a_job, an_export, merged
 from tests.fakes.bench import Bench
 from tests.fakes.broken import change_files, generated
-from tests.fakes.hub import hub, serving, serving_https, serving_s3
+from tests.fakes.hub import Services
 from tests.fakes.world import World
 
 Row = dict[str, Any]
@@ -34,8 +34,8 @@ CLASSES = ("schema", "resolution", "validation", "preparation", "running")
 LEAST_A_CLASS = 15
 LEAST_WORDS = 2
 ADVICE = re.compile(
-    r"\b(add|begin|change|choose|copy|correct|create|cut|did you mean|export|free|give|is the network"
-    r"|install|keep|leave|look|lower|make|move|must|name|need|put|quote|raise|remove|rename|report|save"
+    r"\b(add|begin|change|choose|copy|correct|create|cut|delete|did you mean|export|free|give|is the network"
+    r"|install|keep|leave|look|lower|make|move|must|name|needs?|put|quote|raise|remove|rename|renew|report|save"
     r"|see|set|shorten|split|store|train|use|write)\b"
 )
 NEEDED = {
@@ -168,35 +168,9 @@ def test_validation(row: Row, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], int]]:
-    """Return the port of a service; each is started when it is first asked for."""
-    started: dict[str, int] = {}
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-
-        def port_of(name: str) -> int:
-            if name not in started:
-                started[name] = start(name)
-            return started[name]
-
-        def start(name: str) -> int:
-            if name == "s3":
-                return stack.enter_context(serving_s3())
-            if name == "https":
-                folder = tmp_path_factory.mktemp("trust")
-                port, trusted = stack.enter_context(serving_https(folder))
-                patch.setenv("REQUESTS_CA_BUNDLE", str(trusted))
-                return port
-            from huggingface_hub import constants
-
-            port = stack.enter_context(serving(hub))
-            endpoint = f"http://127.0.0.1:{port}"
-            patch.setattr(constants, "HF_HUB_OFFLINE", False)
-            patch.setattr(constants, "ENDPOINT", endpoint)
-            files = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-            return port
-
-        yield port_of
+        yield Services(stack, patch, tmp_path_factory.mktemp("trust"))
 
 
 @pytest.fixture
@@ -205,11 +179,11 @@ def bench(tmp_path: Path, model_folder: Path) -> Bench:
 
 
 @rows_of("preparation")
-def test_preparation(row: Row, bench: Bench, services: Callable[[str], int]) -> None:
+def test_preparation(row: Row, bench: Bench, services: Services) -> None:
     from finetune_trainer.prepare import prepare
 
     if "service" in row:
-        row = json.loads(json.dumps(row).replace("{port}", str(services(row["service"]))))
+        row = json.loads(json.dumps(row).replace("{port}", str(services.port_of(row["service"]))))
     change_files(bench.folder, row.get("before", []))
     file = bench.prepare_file(row.get("changes"))
     change_files(bench.folder, row.get("files", []))
@@ -278,12 +252,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tup
 
 def test_a_damaged_checkpoint_is_skipped(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """No input of a user's: so the run goes on, from the checkpoint before it."""
-    import shutil
-
-    file = prepared({"changes": {"spec": {"training": {"maxSteps": 5}}}}, bench)
+    changes = {"training": {"maxSteps": 5}, "checkpoint": {"keepLast": 5}}
+    file = prepared({"changes": {"spec": changes}}, bench)
     run_step(file)
-    shutil.rmtree(bench.folder / "claims")
-    change_files(bench.folder, [{"cut": {"work/run-1/attempt-1-*/checkpoint-4/optimizer.pt": 99}}])
+    damaged = "work/run-1/attempt-1-*/checkpoint-[45]/optimizer.pt"
+    change_files(bench.folder, [{"remove": "claims"}, {"cut": {damaged: 99}}])
     run_step(file.model_copy(update={"attempt": 2}))
     told = capsys.readouterr().out
     assert "Skipped an incomplete checkpoint: checkpoint-4" in told

@@ -279,7 +279,7 @@ def test_two_unfinished_jobs_on_one_output(place: Place, slow_run: subprocess.Po
         cwd=place.folder, env=place.environment(), capture_output=True, text=True, timeout=WAIT_SECONDS,
     )  # fmt: skip
     assert refused.returncode == 1
-    assert "is held by an unfinished job 'tiny'" in refused.stdout
+    assert "is held by unfinished work of 'tiny'" in refused.stdout
 
 
 def test_delete_leaves_the_retained_output_and_nothing_else(place: Place) -> None:
