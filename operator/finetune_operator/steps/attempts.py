@@ -54,7 +54,7 @@ def advance(
     policy: Policy,
     make: Callable[[Attempt, str], StepRun],
     now: datetime,
-) -> Advance:  # noqa: PLR0913
+) -> Advance:
     """Move a step one decision on.
 
     A new attempt's number goes to status in one pass; its run is made in the next. So a crash in
