@@ -143,6 +143,8 @@ def _install_once(kind: str, step: int, work: Path, folder: Path) -> None:
             _in_step(step, lambda: time.sleep(3600))
         case "term":
             _in_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        case "kill-after-save":
+            _after_save(step, lambda _: _die())
         case "truncate":
             _after_save(step, _truncate_and_die)
         case "fill-disk":

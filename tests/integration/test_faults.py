@@ -87,6 +87,26 @@ def test_a_broken_attempt_is_made_good(
     assert result_of(place) == unbroken
 
 
+def test_killed_between_the_last_checkpoint_and_the_result(place: Place, tmp_path: Path) -> None:
+    # In the middle of an epoch: what resumes there must not train another step.
+    steps = {"training": {"maxSteps": 5}, "checkpoint": {"everySteps": 5}}
+    manifest = place.write(a_dataset(), a_job(failurePolicy=POLICY, **steps))
+    assert place.finetune("run", str(manifest)).returncode == 0
+    whole = result_of(place)
+    again = a_job(failurePolicy=POLICY, rerun=1, **steps)
+    broken = place.finetune(
+        "run",
+        str(place.write(a_dataset(), again)),
+        FINETUNE_TEST_HOOK=str(HOOK),
+        FINETUNE_TEST_FAULT="kill-after-save:5",
+    )
+    assert broken.returncode == 0, broken.stdout + broken.stderr
+    attempts = [a for a in status_of(place)["attempts"] if a["step"] == "train"]
+    assert [a["reason"] for a in attempts] == ["Infrastructure", "Completed"]
+    assert attempts[-1]["resumedFromStep"] == 5
+    assert result_of(place, run=2) == whole
+
+
 def test_a_full_disk_is_made_good(place: Place, unbroken: Result) -> None:
     if os.getuid() != 0:
         pytest.skip("a small file system can be mounted by root only")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from datasets import Dataset, load_from_disk
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerState
 from trl import SFTConfig
 
 from finetune_api.adapters import Lora, Method
@@ -64,6 +64,10 @@ def train(file: JobFile) -> TrainResult | None:
     trainer.add_callback(callback)
     _start_folder(file, resume, reporter, first_rank=first_rank)
     _stop_if_told(file)
+    if resume is not None and resume.step >= run.resolved.total_steps:
+        # Every step is done: the Trainer would still make one more before it looked.
+        trainer.state = TrainerState.load_from_json(str(resume.folder / "trainer_state.json"))
+        return _finish(run, trainer, callback, reporter, resume.folder) if first_rank else None
     trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
     if callback.stopped_by_signal and trainer.state.global_step < run.resolved.total_steps:
         raise Evicted(
@@ -232,15 +236,19 @@ def _start_folder(
 
 
 def _finish(
-    run: Run, trainer: PlanTrainer, callback: RunCallback, reporter: ProgressReporter
+    run: Run,
+    trainer: PlanTrainer,
+    callback: RunCallback,
+    reporter: ProgressReporter,
+    saved: Path | None = None,
 ) -> TrainResult:
-    """Publish the result: the last weights, or the best ones after early stopping."""
+    """Publish the last weights (`saved`, if not the trainer's), or the best after early stopping."""
     signals.beat()
-    best = None
+    best = saved
     early = (run.spec.training or Training()).early_stopping
     if early and (step := best_step(trainer.state.log_history)) is not None:
         found = list(checkpoints.run_folder(run.file).glob(f"attempt-*/checkpoint-{step}"))
-        best = found[-1] if found else None
+        best = found[-1] if found else saved
     manifest = publish.publish_run(run.file, trainer, steps=trainer.state.global_step, best=best)
     reporter.report(now=True)
     return TrainResult(
