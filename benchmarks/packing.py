@@ -1,6 +1,6 @@
 """Tokens a second of packed and padded runs, and of TRL's own loop on the same packed rows.
 
-python benchmarks/packing.py [--repeats 5] [--steps 4] [--rows 16] [--precision fp32]
+python benchmarks/packing.py [--repeats 5] [--steps 3] [--rows 16] [--precision fp32]
     [--model FOLDER]
 """
 
@@ -218,7 +218,7 @@ def busy_seconds() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="measured steps of a repeat")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of a repeat")
     parser.add_argument("--rows", type=int, default=16, help="rows of a step")
     parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
     parser.add_argument("--model", type=Path, help="folder of a model; unset: a random Llama")
