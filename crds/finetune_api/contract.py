@@ -86,6 +86,8 @@ class Folders(StatusModel):
     """`<secrets>/<name>/<key>` files."""
     base: str = ""
     """Folder that relative `file://` locations start from; empty: `file://` is refused."""
+    termination_log: str = ""
+    """Where the last word also goes, for the kubelet to read; empty: nowhere."""
 
 
 class DatasetInput(StatusModel):
@@ -219,6 +221,8 @@ class JobFile(StatusModel):
     uid: str
     run: int = 1
     attempt: int = 1
+    micro_batch_divisor: int = 1
+    """What the micro-batch of `resolved` is divided by, since memory ran out before."""
     folders: Folders = Folders()
     """Filled in by whoever runs the step."""
     registration: DatasetInput | None = None

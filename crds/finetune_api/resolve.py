@@ -92,19 +92,14 @@ def resolve(
     *,
     dataset_digests: dict[str, str],
     here: Machine | None,
-    micro_batch_divisor: int = 1,
 ) -> Resolved:
-    """Return every value of a run.
-
-    `micro_batch_divisor` is 2 after an attempt ran out of memory.
-    """
+    """Return every value of a run."""
     choices, training = Choices(), spec.training or Training()
     machine = machine_of(spec, here=here)
     world, rows = world_size(spec, machine), prepared.data.rows
     length = _max_length(spec.data or Data(), prepared.model.max_length, choices)
     batch = _global_batch(training, rows, world, choices)
     per_device = _per_device(training, batch, world, length, machine, choices)
-    per_device = max(per_device // micro_batch_divisor, 1)
     if training.max_steps is None:
         epochs = choices.given_or(training.epochs, 3.0, path="training.epochs", why="the default")
         total = math.ceil(epochs * math.ceil(rows / batch))
@@ -142,6 +137,21 @@ def resolve(
         config_digest=config_digest(spec),
         reasons=choices.reasons,
     )  # fmt: skip
+
+
+def divided(resolved: Resolved, divisor: int) -> Resolved:
+    """Return the values of an attempt whose micro-batch is divided, since memory ran out before."""
+    per_device = max(resolved.per_device_batch_size // divisor, 1)
+    accumulation = resolved.gradient_accumulation_steps
+    if accumulation is not None:
+        accumulation = math.ceil(resolved.global_batch_size / (per_device * resolved.world_size))
+    return resolved.model_copy(
+        update={
+            "per_device_batch_size": per_device,
+            "gradient_accumulation_steps": accumulation,
+            "tokens_per_micro_batch": per_device * resolved.max_length,
+        }
+    )
 
 
 def _lora(spec: FineTuneJobSpec, choices: Choices) -> tuple[int | None, int | None]:

@@ -105,14 +105,12 @@ def walk_to_train(world: World) -> None:
 def test_out_of_memory_halves_the_micro_batch_once() -> None:
     world = a_world(training={"globalBatchSize": 8})
     walk_to_train(world)
-    first = world.made[world.running()[0]].job_file.resolved
+    first = world.made[world.running()[0]].job_file
     world.end(world.running()[0], ExitCode.OUT_OF_MEMORY)
     world.settle()
-    second = world.made[world.running()[0]].job_file.resolved
-    assert first is not None
-    assert second is not None
-    assert second.per_device_batch_size == max(first.per_device_batch_size // 2, 1)
-    assert second.global_batch_size == first.global_batch_size
+    second = world.made[world.running()[0]].job_file
+    assert (first.micro_batch_divisor, second.micro_batch_divisor) == (1, 2)
+    assert second.resolved == first.resolved
     world.end(world.running()[0], ExitCode.OUT_OF_MEMORY)
     world.settle()
     assert world.job.status.phase == "Failed"

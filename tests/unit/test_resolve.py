@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from finetune_api.contradictions import contradictions
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.objects import parse
-from finetune_api.resolve import Machine, config_digest, resolve
+from finetune_api.resolve import Machine, config_digest, divided, resolve
 from tests.builders import a_job
 from tests.fakes.world import PREPARED
 
@@ -75,13 +75,7 @@ def test_the_machine_decides_the_precision(
 
 def test_memory_halves_the_micro_batch_and_nothing_else() -> None:
     whole = resolved()
-    half = resolve(
-        spec_of(training=None),
-        prepared(240),
-        dataset_digests={},
-        here=Machine(),
-        micro_batch_divisor=2,
-    )
+    half = divided(whole, 2)
     assert half.per_device_batch_size == max(whole.per_device_batch_size // 2, 1)
     assert half.global_batch_size == whole.global_batch_size
     assert half.total_steps == whole.total_steps

@@ -12,6 +12,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="finetune_trainer", description=__doc__)
     parser.add_argument("mode", choices=["run", "worker", "preview", "chat"])
     parser.add_argument("--job-file", type=Path, required=True)
+    parser.add_argument("--attempt", type=int, help="instead of the job file's")
+    parser.add_argument("--micro-batch-divisor", type=int, help="instead of the job file's")
     parser.add_argument("--stop-on-eof", action="store_true", help="stop when standard input ends")
     arguments = parser.parse_args()
     file = JobFile.model_validate_json(arguments.job_file.read_text(encoding="utf-8"))
@@ -24,9 +26,15 @@ def main() -> int:
         return ExitCode.USER_ERROR
     match arguments.mode:
         case "run":
-            from finetune_trainer.supervise import Supervisor
+            from finetune_trainer.supervise import Supervisor, of_this_attempt
 
-            supervisor = Supervisor(file, arguments.job_file)
+            file, path = of_this_attempt(
+                file,
+                arguments.job_file,
+                attempt=arguments.attempt,
+                divisor=arguments.micro_batch_divisor,
+            )
+            supervisor = Supervisor(file, path)
             return supervisor.run(stop_on_eof=arguments.stop_on_eof)
         case "worker":
             from finetune_trainer.worker import run_worker

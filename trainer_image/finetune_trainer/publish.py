@@ -48,7 +48,7 @@ def publish_run(
             name=file.name,
             run=file.run,
             config_digest=file.config_digest,
-            dataset_digests={dataset.name: dataset.digest for dataset in file.datasets},
+            dataset_digests=file.resolved.dataset_digests if file.resolved else {},
             model_revision=file.prepared.model.revision if file.prepared else "",
             steps=steps,
             artifacts=[Artifact(kind=kind, uri=file.output, size_bytes=size)],
@@ -84,7 +84,7 @@ def model_card(file: JobFile, folder: Path) -> str:
     evals = [line["eval_loss"] for line in lines if "eval_loss" in line]
     rows = [
         ("Base model", f"`{spec.model.uri}` ({prepared.model.revision[:19]})"),
-        ("Data", ", ".join(f"{d.name} ({d.digest[:19]})" for d in file.datasets)),
+        ("Data", ", ".join(f"{n} ({d[:19]})" for n, d in resolved.dataset_digests.items())),
         ("Stage, method", f"{spec.stage}, {spec.method}"),
         ("Rows, trained tokens", f"{prepared.data.rows}, {prepared.data.trained_tokens}"),
         ("Steps, batch", f"{resolved.total_steps}, {resolved.global_batch_size} rows"),

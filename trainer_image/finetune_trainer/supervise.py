@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from finetune_api.contract import (
+    JOB_FILE,
     LOG_FILE,
     LOG_TAIL_BYTES,
     PROGRESS_FILE,
@@ -24,11 +25,24 @@ from finetune_api.contract import (
     Snapshot,
     Termination,
 )
+from finetune_api.lastword import encode
 from finetune_trainer.files import write_whole
 from finetune_trainer.signals import HEARTBEAT_FILE, STOP_FILE
 
 POLL_SECONDS = 0.1
 STACK_DUMP_SECONDS = 2.0
+
+
+def of_this_attempt(
+    file: JobFile, path: Path, *, attempt: int | None, divisor: int | None
+) -> tuple[JobFile, Path]:
+    """Return the job file of one attempt, and where it lies: on a cluster all attempts share one."""
+    if attempt is None:
+        return file, path
+    file = file.model_copy(update={"attempt": attempt, "micro_batch_divisor": divisor or 1})
+    path = Path(file.folders.step) / JOB_FILE
+    write_whole(path, file.model_dump_json(by_alias=True, exclude_none=True))
+    return file, path
 
 
 class Supervisor:
@@ -61,6 +75,8 @@ class Supervisor:
             self._folder / TERMINATION_FILE,
             termination.model_dump_json(by_alias=True, exclude_none=True),
         )
+        if self._file.folders.termination_log:
+            Path(self._file.folders.termination_log).write_text(encode(termination))
         return termination.exit_code
 
     def stop(self) -> None:

@@ -18,6 +18,7 @@ from trl import SFTConfig
 from finetune_api.adapters import Lora, Method
 from finetune_api.contract import TRAINER_LOG_FILE, JobFile, TrainResult
 from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.resolve import divided
 from finetune_api.status import Resolved
 from finetune_api.training import Training
 from finetune_trainer import checkpoints, outputs, publish, signals
@@ -85,7 +86,7 @@ def run_of(file: JobFile) -> Run:
     return Run(
         file=file,
         spec=file.job,
-        resolved=file.resolved,
+        resolved=divided(file.resolved, file.micro_batch_divisor),
         model_folder=cache / file.prepared.model.folder,
         data_folder=cache / file.prepared.data_folder,
     )

@@ -98,9 +98,7 @@ def _pipeline(
     status = _closed(status, step)
     if prepared.adopted is not None:
         return Plan(status=jobstatus.adopted(job, status, prepared, now))
-    trains = [attempt for attempt in status.attempts if attempt.step == train.STEP]
-    divisor = trains[-1].micro_batch_divisor if trains else 1
-    resolved = train.resolved_values(job, prepared, observed, divisor=divisor)
+    resolved = train.resolved_values(job, status.run, prepared, observed)
     status = jobstatus.prepared(status, prepared, resolved)
     if not is_true(status.conditions, "Trained"):
         step = _advance(job, status, observed, train.STEP, now, prepared)

@@ -169,7 +169,7 @@ class Preview:
     def resolved_text(self, prepared: dict[str, Any]) -> str:
         """Return every value the run would use, and why we chose what was unset."""
         result = PrepareResult.model_validate_json(json.dumps(prepared))
-        values = dump(train.resolved_values(self.job, result, self.observed, divisor=1))
+        values = dump(train.resolved_values(self.job, 1, result, self.observed))
         reasons = values.pop("reasons", [])
         text = yaml.safe_dump({**values, "data": dump(result.data)}, sort_keys=False)
         return "\n".join(
@@ -196,8 +196,12 @@ def preview(store: Store, bodies: list[tuple[dict[str, Any], Path]], *, rows: in
     if problems := contradictions(job.spec, here=this_machine()):
         raise Refusal(problems)
     observed = _validated(scratch, job, [key for key in keys if key != job_key])
-    file = prepare.job_file(job, 1, observed).model_copy(
-        update={"step": "preview", "options": {"rows": rows}}
+    file = prepare.job_file(job, 1).model_copy(
+        update={
+            "step": "preview",
+            "options": {"rows": rows},
+            **prepare.inputs(job, observed),
+        }
     )
     folders = _folders(store, f"preview-{job.metadata.name}", base_folder(job.metadata))
     return Preview(_written(file, folders), job, observed)

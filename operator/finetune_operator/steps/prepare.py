@@ -1,6 +1,6 @@
 """`prepare`: model and data are checked and brought into the cache, before any GPU is asked for."""
 
-from finetune_api.contract import JobFile
+from finetune_api.contract import DatasetInput, JobFile
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.resolve import config_digest
 from finetune_api.status import Attempt
@@ -10,8 +10,8 @@ from finetune_operator.steps.files import base_folder, dataset_input, run_output
 STEP = "prepare"
 
 
-def job_file(job: FineTuneJob, run: int, observed: Observed) -> JobFile:
-    """Return the job file that prepare reads, and that train's is built on."""
+def job_file(job: FineTuneJob, run: int) -> JobFile:
+    """Return what the job files of prepare and train share; train needs no registration."""
     metadata, spec = job.metadata, job.spec
     return JobFile(
         step="prepare",
@@ -20,11 +20,18 @@ def job_file(job: FineTuneJob, run: int, observed: Observed) -> JobFile:
         uid=metadata.uid,
         run=run,
         job=spec,
-        datasets=[dataset_input(observed.datasets[d.name]) for d in spec.datasets],
-        eval_datasets=[dataset_input(observed.datasets[d.name]) for d in spec.eval_datasets or []],
         output=run_output(job, run),
         config_digest=config_digest(spec),
     )
+
+
+def inputs(job: FineTuneJob, observed: Observed) -> dict[str, list[DatasetInput]]:
+    """Return the registrations that a job reads, by the fields of the job file."""
+    found, spec = observed.datasets, job.spec
+    return {
+        "datasets": [dataset_input(found[d.name]) for d in spec.datasets],
+        "eval_datasets": [dataset_input(found[d.name]) for d in spec.eval_datasets or []],
+    }
 
 
 def step_run(
@@ -35,5 +42,7 @@ def step_run(
         name=name,
         owner=Key("FineTuneJob", job.metadata.namespace, job.metadata.name),
         base=base_folder(job.metadata),
-        job_file=job_file(job, run, observed).model_copy(update={"attempt": attempt.number}),
+        job_file=job_file(job, run).model_copy(
+            update={"attempt": attempt.number, **inputs(job, observed)}
+        ),
     )

@@ -3,7 +3,7 @@
 from finetune_api.compute import FailurePolicy, Workers
 from finetune_api.contract import PrepareResult
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.resolve import machine_of, resolve
+from finetune_api.resolve import machine_of, resolve, world_size
 from finetune_api.status import Attempt, Resolved
 from finetune_operator.plan import Key, Observed, StepRun
 from finetune_operator.steps import prepare
@@ -13,16 +13,29 @@ STEP = "train"
 
 
 def resolved_values(
-    job: FineTuneJob, prepared: PrepareResult, observed: Observed, *, divisor: int
+    job: FineTuneJob, run: int, prepared: PrepareResult, observed: Observed
 ) -> Resolved:
-    """Return every value of the run, decided from what prepare found."""
-    digests = {d.name: observed.datasets[d.name].status.digest for d in job.spec.datasets}
+    """Return every value of the run, decided from what prepare found.
+
+    What was once decided for a run stays: another version of the operator, with other defaults, must
+    not change a run in the middle.
+    """
+    machine = machine_of(job.spec, here=observed.machine)
+    kept = job.status.resolved if job.status.run == run else None
+    if kept is not None and (kept.device, kept.world_size) == (
+        machine.device,
+        world_size(job.spec, machine),
+    ):
+        return kept
     return resolve(
         job.spec,
         prepared,
-        dataset_digests=digests,
+        dataset_digests={
+            name: found.status.digest
+            for d in job.spec.datasets
+            if (found := observed.datasets.get(name := d.name))
+        },
         here=observed.machine,
-        micro_batch_divisor=divisor,
     )
 
 
@@ -37,11 +50,12 @@ def step_run(
     """Return one attempt at training."""
     workers = job.spec.workers or Workers()
     policy = job.spec.failure_policy or FailurePolicy()
-    resolved = resolved_values(job, prepared, observed, divisor=attempt.micro_batch_divisor)
-    file = prepare.job_file(job, run, observed).model_copy(
+    resolved = resolved_values(job, run, prepared, observed)
+    file = prepare.job_file(job, run).model_copy(
         update={
             "step": "train",
             "attempt": attempt.number,
+            "micro_batch_divisor": attempt.micro_batch_divisor,
             "prepared": prepared,
             "resolved": resolved,
             "devices": machine_of(job.spec, here=observed.machine).gpus,
