@@ -25,8 +25,26 @@ class StepRun:
     name: str
     owner: Key
     job_file: JobFile
+    step: str
+    """Name of the step among the owner's, as in its attempts."""
+    shared_name: str
+    """Name of what all attempts at the step share."""
+    work_claim: str = ""
+    """Claim of the working files; unset: they end with the run."""
+    needs_torch: bool = True
+    """Whether its image must have torch."""
     base: str = ""
     """Folder that relative `file://` locations of the owner start from."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What keeps a run from starting."""
+
+    reason: str
+    """One word, e.g. `ImageNotPulled`."""
+    message: str
+    """What is missing, by name, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +56,11 @@ class ObservedRun:
     """Number of the run of its owner that it belongs to."""
     step: str
     is_running: bool
-    started_at: float
-    """Seconds since the epoch."""
+    started_at: float | None
+    """When its processes started, in seconds since the epoch; None: not yet."""
     ended_at: float | None = None
+    waiting: Waiting | None = None
+    """Set while its processes have not started, for a reason."""
     termination: Termination | None = None
     snapshot: Snapshot | None = None
 

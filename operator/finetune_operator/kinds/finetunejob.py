@@ -192,7 +192,8 @@ def _spent_seconds(
         return status.running_seconds
     name = run_name(job.metadata, run=status.run, step=current.step, attempt=current.number)
     seen = observed.runs.get(name)
-    return status.running_seconds + (now.timestamp() - seen.started_at if seen else 0)
+    began = seen.started_at if seen else None
+    return status.running_seconds + (now.timestamp() - began if began is not None else 0)
 
 
 def _deadline_left(

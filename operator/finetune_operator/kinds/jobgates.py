@@ -98,7 +98,8 @@ def close_stopped(
             "reason": reason,
         }
     )
-    spent = max(round(ended - seen.started_at), 0) if seen else 0
+    began = seen.started_at if seen else None
+    spent = max(round(ended - began), 0) if began is not None else 0
     return status.model_copy(
         update={
             "attempts": [*status.attempts[:-1], closed],

@@ -1,16 +1,18 @@
 """ModelExport: wait for the source, export, verify."""
 
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.contract import ExportInput, PrepareResult
 from finetune_api.modelexport import ModelExport, ModelExportStatus
 from finetune_api.storage import Retain
 from finetune_operator.conditions import is_true, timestamp
-from finetune_operator.kinds.report import WAITS, Told, failed, told, transition
+from finetune_operator.kinds.report import WAITS, Told, failed, told, transition, waits
 from finetune_operator.plan import Observed, Plan
 from finetune_operator.steps import export
 from finetune_operator.steps.attempts import Advance, Policy, advance
 from finetune_operator.steps.files import base_folder
+from finetune_operator.steps.naming import work_claim
 
 
 def decide(mex: ModelExport, observed: Observed, now: datetime) -> Plan:
@@ -33,8 +35,9 @@ def decide(mex: ModelExport, observed: Observed, now: datetime) -> Plan:
         run=1,
         observed=observed.runs,
         policy=Policy(),
-        make=lambda attempt, name: export.step_run(
-            mex, source, base_folder(metadata), attempt, name
+        make=lambda attempt, name: replace(
+            export.step_run(mex, source, base_folder(metadata), attempt, name),
+            work_claim=_work_claim(mex, source, observed),
         ),
         now=now,
     )
@@ -90,6 +93,13 @@ def _source(mex: ModelExport, observed: Observed) -> ExportInput | Told:
     )
 
 
+def _work_claim(mex: ModelExport, source: ExportInput, observed: Observed) -> str:
+    """Return the claim that holds the prepared base model."""
+    if source.prepared is None or mex.spec.source.job_ref is None:
+        return ""
+    return work_claim(observed.jobs[mex.spec.source.job_ref.name].metadata)
+
+
 def _prepared(name: str, observed: Observed) -> PrepareResult | None:
     """Return what the job's prepare step left; it may have been removed since."""
     for run in observed.job_runs.get(name, {}).values():
@@ -112,7 +122,8 @@ def _status(
             "exporting and comparing with base and adapter",
             {"Succeeded": None, **WAITS},
         )
-        return told(status, words, metadata, now)
+        status = told(status, words, metadata, now)
+        return told(status, waiting, metadata, now) if (waiting := waits(step.running)) else status
     done = step.result.exported
     ends = {"Succeeded": True, "Failed": False, "Finished": True, "Stalled": False}
     difference = done.verification.max_logit_difference

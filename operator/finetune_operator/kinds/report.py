@@ -8,7 +8,7 @@ from typing import TypeVar
 from finetune_api.meta import Metadata
 from finetune_api.status import Condition, Failure, Status
 from finetune_operator.conditions import timestamp, with_condition
-from finetune_operator.plan import Event
+from finetune_operator.plan import Event, ObservedRun
 
 S = TypeVar("S", bound=Status)
 
@@ -47,6 +47,13 @@ def told(status: S, told_: Told, metadata: Metadata, now: datetime, **changes: o
             **changes,
         }
     )
+
+
+def waits(run: ObservedRun | None) -> Told | None:
+    """Return what a run waits for, as a phase of its own; None if it waits for nothing."""
+    if run is None or run.waiting is None:
+        return None
+    return Told("Queued", run.waiting.reason, run.waiting.message)
 
 
 def transition(old: Status, new: Status) -> tuple[Event, ...]:

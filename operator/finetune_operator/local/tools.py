@@ -61,7 +61,7 @@ def log_lines(store: Store, key: Key, *, step: str, follow: bool) -> Iterator[st
         raise Refusal(
             [f"{key.name} has no log of step '{step}'; there: {', '.join(steps) or 'nothing yet'}"]
         )
-    newest = max(runs, key=lambda run: run.started_at)
+    newest = max(runs, key=lambda run: run.started_at or 0.0)
     with (processes.folder(newest.name) / LOG_FILE).open(
         encoding="utf-8", errors="replace"
     ) as file:

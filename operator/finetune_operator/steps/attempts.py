@@ -147,7 +147,8 @@ def _ended(
 ) -> tuple[list[Attempt], int]:
     """Return the attempts with one closed, and how long it ran."""
     snapshot = end.snapshot
-    ended_at = seen.ended_at if seen.ended_at is not None else seen.started_at
+    began = seen.started_at if seen.started_at is not None else seen.ended_at or 0.0
+    ended_at = seen.ended_at if seen.ended_at is not None else began
     closed = attempt.model_copy(
         update={
             "end_time": timestamp(datetime.fromtimestamp(ended_at).astimezone()),
@@ -157,9 +158,7 @@ def _ended(
             "steps_done": snapshot.progress.step if snapshot else None,
         }
     )
-    return [closed if a is attempt else a for a in attempts], max(
-        round(ended_at - seen.started_at), 0
-    )
+    return [closed if a is attempt else a for a in attempts], max(round(ended_at - began), 0)
 
 
 def _events(verdict: Judgement, attempt: Attempt, end: Termination) -> tuple[Event, ...]:

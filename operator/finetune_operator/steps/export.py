@@ -7,7 +7,8 @@ from finetune_api.modelexport import ExportSettings, JobExport, ModelExport
 from finetune_api.status import Attempt
 from finetune_api.storage import Location
 from finetune_operator.plan import Key, StepRun
-from finetune_operator.steps.files import absolute, base_folder, export_output, run_output
+from finetune_operator.steps.files import absolute, base_folder, export_output, run_output, variant
+from finetune_operator.steps.naming import shared_name, work_claim
 
 STEP = "export"
 
@@ -66,6 +67,9 @@ def step_run_of_job(
     return StepRun(
         name=name,
         owner=Key("FineTuneJob", metadata.namespace, metadata.name),
+        step=step_name(export),
+        shared_name=shared_name(metadata, run=run, step=step_name(export), variant=variant(job)),
+        work_claim=work_claim(metadata),
         base=base_folder(metadata),
         job_file=JobFile(
             step="export",
@@ -97,6 +101,8 @@ def step_run(
     return StepRun(
         name=name,
         owner=Key("ModelExport", metadata.namespace, metadata.name),
+        step=STEP,
+        shared_name=shared_name(metadata, run=1, step=STEP, variant=source.model_dump_json()),
         base=base,
         job_file=JobFile(
             step="export",

@@ -1,6 +1,6 @@
 """What every step's job file holds: the registrations as validated, the locations of outputs."""
 
-from finetune_api.contract import DatasetInput
+from finetune_api.contract import DatasetInput, JobFile
 from finetune_api.datasetregistration import DatasetFormat, DatasetRegistration
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.meta import BASE_FOLDER_ANNOTATION, Metadata
@@ -26,11 +26,24 @@ def dataset_input(registration: DatasetRegistration) -> DatasetInput:
     )
 
 
+def variant(job: FineTuneJob) -> str:
+    """Return what of a job may change between two attempts of a run: its workers, while suspended."""
+    return job.spec.workers.model_dump_json() if job.spec.workers else ""
+
+
 def output_root(job: FineTuneJob) -> str:
     """Return the location that all runs of a job share."""
     given = job.spec.output.uri if job.spec.output else None
     root = (given or f"pvc://{job.metadata.name}-output").rstrip("/")
     return f"{root}/{job.metadata.namespace}/{job.metadata.name}"
+
+
+def own_output_claim(file: JobFile) -> str | None:
+    """Return the claim that an output without a given location goes to; it is made if need be."""
+    if file.step not in ("prepare", "train", "export"):
+        return None
+    own = f"{file.name}-output"
+    return own if file.output.startswith(f"pvc://{own}/") else None
 
 
 def run_output(job: FineTuneJob, run: int) -> str:

@@ -5,7 +5,8 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.resolve import config_digest
 from finetune_api.status import Attempt
 from finetune_operator.plan import Key, Observed, StepRun
-from finetune_operator.steps.files import base_folder, dataset_input, run_output
+from finetune_operator.steps.files import base_folder, dataset_input, run_output, variant
+from finetune_operator.steps.naming import shared_name, work_claim
 
 STEP = "prepare"
 
@@ -41,6 +42,9 @@ def step_run(
     return StepRun(
         name=name,
         owner=Key("FineTuneJob", job.metadata.namespace, job.metadata.name),
+        step=STEP,
+        shared_name=shared_name(job.metadata, run=run, step=STEP, variant=variant(job)),
+        work_claim=work_claim(job.metadata),
         base=base_folder(job.metadata),
         job_file=job_file(job, run).model_copy(
             update={"attempt": attempt.number, **inputs(job, observed)}

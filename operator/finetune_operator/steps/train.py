@@ -7,7 +7,8 @@ from finetune_api.resolve import machine_of, resolve, world_size
 from finetune_api.status import Attempt, Resolved
 from finetune_operator.plan import Key, Observed, StepRun
 from finetune_operator.steps import prepare
-from finetune_operator.steps.files import base_folder
+from finetune_operator.steps.files import base_folder, variant
+from finetune_operator.steps.naming import shared_name, work_claim
 
 STEP = "train"
 
@@ -67,6 +68,9 @@ def step_run(
     return StepRun(
         name=name,
         owner=Key("FineTuneJob", job.metadata.namespace, job.metadata.name),
+        step=STEP,
+        shared_name=shared_name(job.metadata, run=run, step=STEP, variant=variant(job)),
+        work_claim=work_claim(job.metadata),
         base=base_folder(job.metadata),
         job_file=file,
     )

@@ -1,0 +1,1 @@
+"""Step runs as Kubernetes objects. Pure: the same run gives the same manifests."""

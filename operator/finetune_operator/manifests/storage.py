@@ -1,0 +1,39 @@
+"""Claims that the operator makes: a job's working claim, and its own output."""
+
+from typing import Any
+
+from finetune_operator.manifests import labels
+from finetune_operator.manifests.job import owner_reference
+from finetune_operator.plan import StepRun
+from finetune_operator.settings import ClaimDefaults
+
+
+def work_claim(run: StepRun, uid: str, defaults: ClaimDefaults) -> dict[str, Any]:
+    """Return the claim of a job's working files; it goes with the job."""
+    manifest = _claim(run, uid, run.work_claim, defaults)
+    manifest["metadata"]["ownerReferences"] = [owner_reference(run, uid)]
+    return manifest
+
+
+def output_claim(run: StepRun, uid: str, name: str, defaults: ClaimDefaults) -> dict[str, Any]:
+    """Return the claim of an output; it has no owner, so that it stays when the object goes."""
+    return _claim(run, uid, name, defaults)
+
+
+def _claim(run: StepRun, uid: str, name: str, defaults: ClaimDefaults) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "accessModes": [defaults.access_mode],
+        "resources": {"requests": {"storage": defaults.size}},
+    }
+    if defaults.class_name is not None:
+        spec["storageClassName"] = defaults.class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": name,
+            "namespace": run.owner.namespace,
+            "labels": labels.owner_labels(run.owner, uid),
+        },
+        "spec": spec,
+    }
