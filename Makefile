@@ -42,8 +42,7 @@ generate: $(READY) ## Write the CRDs and the reference from the models
 	@$(PYTHON) -m finetune_api.reference
 
 lock: $(READY) ## Resolve the dependencies anew
-	@.venv/bin/uv pip compile --universal --all-extras --generate-hashes --python-version 3.11 \
-	  --no-emit-index-url --no-header -q pyproject.toml -o requirements.lock
+	@bash tools/lock.sh
 
 nightly: $(READY) ## Tests that take too long for every change
 	@$(PYTHON) -m pytest tests -m nightly
