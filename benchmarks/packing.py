@@ -32,6 +32,7 @@ from finetune_api.contract import DatasetInput, Folders, JobFile
 from finetune_api.datasetregistration import DatasetFormat, DatasetRegistrationSpec
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.resolve import Machine, resolve
+from finetune_api.yaml_reader import read_documents
 from finetune_trainer.adapters import lora_config
 from finetune_trainer.attention import use_packed_attention
 from finetune_trainer.batch_plan import BatchPlan
@@ -44,7 +45,7 @@ from finetune_trainer.train import build_trainer, plan_of, rows_of, run_of
 from finetune_trainer.validate import validate
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "examples/data/brio-support.jsonl"
+EXAMPLE = ROOT / "examples/01-support-assistant.yaml"
 PACKED, PADDED, SINGLE = "packed", "padded, all rows at once", "padded, one row at a time"
 BARE, BARE_WITH_OURS = "bare TRL, packed", "bare TRL, packed, our attention"
 BARE_PADDED = "bare TRL, padded"
@@ -90,7 +91,8 @@ class Bench:
             job=self._spec(model, packed=True, at_once=rows),
         )  # fmt: skip
         self._model = model
-        source = {"source": {"uri": f"file://{DATA}"}}
+        documents = read_documents(EXAMPLE.read_text(encoding="utf-8"), source=EXAMPLE.name)
+        source = next(d["spec"] for d in documents if d["kind"] == "DatasetRegistration")
         given = DatasetInput(
             name="rows", digest="", format=DatasetFormat.ALPACA, base="/",
             spec=DatasetRegistrationSpec.model_validate(source),
