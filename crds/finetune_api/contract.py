@@ -122,6 +122,8 @@ class PrepareResult(StatusModel):
     data: DataCounts
     memory_bytes: int
     trainable_parameters: int
+    cpu_has_bf16: bool = False
+    """Whether the processor that prepared computes bf16 natively."""
     adopted: list[Artifact] | None = None
     """The output that is already there, made from the same inputs."""
     adopted_steps: int = 0
@@ -234,6 +236,8 @@ class JobFile(StatusModel):
     export: ExportInput | None = None
     output: str = ""
     """Location of the run's output folder."""
+    takes_over: bool = False
+    """Unfinished output of an earlier object of the same name may be taken over: it has ended."""
     config_digest: str = ""
     devices: int = 0
     """GPUs of this step; 0 = CPU."""

@@ -18,6 +18,7 @@ from finetune_api.datasetregistration import DatasetRegistration
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelexport import ModelExport
 from finetune_api.structural import Schema, structural_schema
+from finetune_api.workerprofile import WorkerProfile
 
 CRD_FOLDER = Path(__file__).parents[1]
 HEADER = (
@@ -49,6 +50,7 @@ class Resource:
     longest_name: int
     """Names of child objects are made from the name and must stay DNS labels (63 characters)."""
     columns: tuple[Column, ...]
+    is_namespaced: bool = True
 
     @property
     def kind(self) -> str:
@@ -124,6 +126,18 @@ RESOURCES = (
             AGE,
         ),
     ),
+    Resource(
+        model=WorkerProfile,
+        plural="workerprofiles",
+        short_name="wprof",
+        longest_name=63,
+        columns=(
+            Column("GPU", ".spec.gpu.product"),
+            Column("Image", ".spec.image"),
+            AGE,
+        ),
+        is_namespaced=False,
+    ),
 )
 
 
@@ -140,10 +154,17 @@ def resource_schema(resource: Resource) -> Schema:
             "kind": {"type": "string", "description": f"`{resource.kind}`."},
             "metadata": {"type": "object"},
             "spec": structural_schema(resource.part("spec"), defaults=True),
-            # The operator writes every field it means: the API server shall add none.
-            "status": structural_schema(resource.part("status"), defaults=False),
+            **_status_schema(resource),
         },
     }
+
+
+def _status_schema(resource: Resource) -> Schema:
+    """Return the schema of the status, of kinds that have one."""
+    if "status" not in resource.model.model_fields:
+        return {}
+    # The operator writes every field it means: the API server shall add none.
+    return {"status": structural_schema(resource.part("status"), defaults=False)}
 
 
 def crd_manifest(resource: Resource) -> dict[str, Any]:
@@ -155,7 +176,7 @@ def crd_manifest(resource: Resource) -> dict[str, Any]:
         "metadata": {"name": f"{resource.plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
-            "scope": "Namespaced",
+            "scope": "Namespaced" if resource.is_namespaced else "Cluster",
             "names": {
                 "kind": resource.kind,
                 "listKind": f"{resource.kind}List",
@@ -169,13 +190,22 @@ def crd_manifest(resource: Resource) -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
-                    "selectableFields": [{"jsonPath": ".status.phase"}],
+                    **_of_status(resource),
                     "additionalPrinterColumns": [_column(column) for column in resource.columns],
                     "schema": {"openAPIV3Schema": resource_schema(resource)},
                 }
             ],
         },
+    }
+
+
+def _of_status(resource: Resource) -> dict[str, Any]:
+    """Return what a version says of a status, of kinds that have one."""
+    if "status" not in resource.model.model_fields:
+        return {}
+    return {
+        "subresources": {"status": {}},
+        "selectableFields": [{"jsonPath": ".status.phase"}],
     }
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from finetune_api.adapters import Lora, Method
 from finetune_api.base import Model, Rule
-from finetune_api.compute import FailurePolicy, Workers
+from finetune_api.compute import FailurePolicy, Scheduling, Workers
 from finetune_api.data import Data, DatasetReference
 from finetune_api.meta import Metadata
 from finetune_api.modelexport import JobExport
@@ -22,12 +22,12 @@ from finetune_api.status import (
     Resolved,
     Status,
 )
-from finetune_api.storage import Checkpoint, Location, Output
+from finetune_api.storage import Checkpoint, ClaimSettings, Location, Output
 from finetune_api.training import Stage, Training
 
 FROZEN_FIELDS = (
     "model", "stage", "method", "lora", "datasets", "evalDatasets", "data", "training",
-    "checkpoint", "failurePolicy", "exports",
+    "checkpoint", "failurePolicy", "exports", "storage",
 )  # fmt: skip
 
 
@@ -122,6 +122,10 @@ class FineTuneJobSpec(Model):
     """Hyper-parameters."""
     workers: Workers | None = None
     """The processes that train."""
+    scheduling: Scheduling | None = None
+    """Queue and priority. On a cluster."""
+    storage: ClaimSettings | None = None
+    """The run's working claim: base model, tokenised rows, checkpoints. On a cluster."""
     checkpoint: Checkpoint | None = None
     """When checkpoints are written and how many are kept."""
     failure_policy: FailurePolicy | None = None

@@ -73,9 +73,7 @@ def _with_short_error(end: Termination) -> Termination:
 def _with_half_history(end: Termination) -> Termination:
     if end.snapshot is None:
         return end
-    halves = {
-        name: _half(getattr(end.snapshot, name)) for name in ("loss_history", "eval_history")
-    }
+    halves = {name: _half(getattr(end.snapshot, name)) for name in ("loss_history", "eval_history")}
     return end.model_copy(update={"snapshot": end.snapshot.model_copy(update=halves)})
 
 

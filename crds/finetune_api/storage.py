@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import Model, Name, Rule, ShortText
+from finetune_api.pods import ObjectName, Quantity
 
 SCHEMES = ("hf", "pvc", "file", "package", "https", "s3")
 URI_PATTERN = rf"^({'|'.join(SCHEMES)})://[^\s]+$"
@@ -55,6 +56,24 @@ class Output(Model):
     overwrite: bool = False
     """Replace a different result that is already there. False: such a job is refused, and nothing is
     ever overwritten."""
+
+
+class AccessMode(StrEnum):
+    """How nodes may mount a claim."""
+
+    ONE_NODE = "ReadWriteOnce"
+    MANY_NODES = "ReadWriteMany"
+
+
+class ClaimSettings(Model):
+    """A claim that the operator makes."""
+
+    class_name: ObjectName | None = None
+    """StorageClass. Unset: the profile's, or the cluster's default."""
+    size: Quantity | None = None
+    """Size. Unset: the profile's, or the operator's setting."""
+    access_mode: AccessMode | None = None
+    """`ReadWriteOnce` or `ReadWriteMany`. Unset: the profile's, or the operator's setting."""
 
 
 class Checkpoint(Model):

@@ -27,7 +27,8 @@ def main() -> int:
     parser.add_argument("--settings", type=Path, required=True, help="YAML, as the chart writes it")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    for name in ("kopf", "aiohttp.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         settings = read_settings(arguments.settings)
     except (ValidationError, OSError, yaml.YAMLError) as error:
@@ -59,6 +60,8 @@ async def operate(login: Login, settings: Settings) -> int:
         namespaces=settings.namespaces,
         liveness_endpoint=f"http://0.0.0.0:{port}/healthz" if port else None,
         stop_flag=stop,
+        # Else kopf makes one of the user's name, and an image's user has none.
+        identity=identity,  # type: ignore[arg-type]
     )
     return 1 if stop.is_set() else 0
 

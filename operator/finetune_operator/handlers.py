@@ -33,6 +33,13 @@ def register(registry: kopf.OperatorRegistry, controller: Controller, stop: asyn
         task.add_done_callback(ended)
         running.append(task)
 
+    @kopf.on.login(registry=registry)
+    async def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+        # kopf asks the server which resources it has; it watches none.
+        return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(
+            **arguments
+        )
+
     @kopf.on.cleanup(registry=registry)
     async def end(**_: Any) -> None:
         for task in running:

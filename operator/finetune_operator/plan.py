@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from finetune_api.compute import Scheduling, Workers
 from finetune_api.contract import JobFile, Snapshot, Termination
 from finetune_api.datasetregistration import DatasetRegistration
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.resolve import Machine
 from finetune_api.status import Status
+from finetune_api.storage import ClaimSettings
+from finetune_api.workerprofile import WorkerProfile, WorkerProfileSpec
 
 
 class Key(NamedTuple):
@@ -16,6 +19,16 @@ class Key(NamedTuple):
     kind: str
     namespace: str
     name: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where pods go and what they get, on a cluster."""
+
+    workers: Workers = field(default_factory=Workers)
+    scheduling: Scheduling | None = None
+    storage: ClaimSettings | None = None
+    profile: WorkerProfileSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -29,10 +42,14 @@ class StepRun:
     """Name of the step among the owner's, as in its attempts."""
     shared_name: str
     """Name of what all attempts at the step share."""
+    placement: Placement = Placement()
+    """Where its pods go."""
     work_claim: str = ""
     """Claim of the working files; unset: they end with the run."""
     needs_torch: bool = True
     """Whether its image must have torch."""
+    asks_for_gpus: bool = False
+    """Whether the job it belongs to trains on GPUs."""
     base: str = ""
     """Folder that relative `file://` locations of the owner start from."""
 
@@ -79,6 +96,12 @@ class Observed:
     """Runs of those jobs."""
     machine: Machine | None = None
     """This computer, under `finetune local`."""
+    profiles: dict[str, WorkerProfile] = field(default_factory=dict)
+    """All profiles of the cluster, by name."""
+    predecessor_pods: tuple[str, ...] = ()
+    """Pods of an earlier object of the same name that have not ended."""
+    namespace_labels: dict[str, str] = field(default_factory=dict)
+    """Labels of the object's namespace, where a profile selects by them."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +129,8 @@ class Plan:
     """Remove the working files of all runs."""
     removed_outputs: tuple[str, ...] = ()
     """Locations removed with everything below them."""
+    holds_object: bool | None = None
+    """Whether the object must stay, once deleted, until its output is seen to; None: as it is."""
     releases_object: bool = False
     """The object may vanish now."""
     events: tuple[Event, ...] = ()

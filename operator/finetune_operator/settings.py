@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.base import Model
+from finetune_api.storage import AccessMode
 
 
 class Images(Model):
@@ -27,7 +28,7 @@ class ClaimDefaults(Model):
     """StorageClass. Unset: the cluster's default."""
     size: str = "100Gi"
     """Size asked for."""
-    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = "ReadWriteOnce"
+    access_mode: AccessMode = AccessMode.ONE_NODE
     """How nodes may mount it."""
 
 

@@ -1,4 +1,4 @@
-"""`python -m finetune_trainer run|worker|preview|chat --job-file FILE`."""
+"""`python -m finetune_trainer run|worker|preview|chat --job-file FILE`; `clean --help`."""
 
 import argparse
 import sys
@@ -9,6 +9,10 @@ from finetune_api.contract import CONTRACT_VERSION, ExitCode, JobFile
 
 def main() -> int:
     """Run one step; return its exit code."""
+    if sys.argv[1:2] == ["clean"]:
+        from finetune_trainer.clean import main as clean
+
+        return clean(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="finetune_trainer", description=__doc__)
     parser.add_argument("mode", choices=["run", "worker", "preview", "chat"])
     parser.add_argument("--job-file", type=Path, required=True)

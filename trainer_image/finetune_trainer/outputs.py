@@ -92,6 +92,8 @@ def _take(file: JobFile, folder: Path, *, overwrite: bool) -> None:
     holder = _holder(owner)
     if holder["uid"] == file.uid:
         return
+    if file.takes_over and (holder["namespace"], holder["name"]) == (file.namespace, file.name):
+        overwrite = True  # an earlier object of this name, which has ended
     if not overwrite:
         other = ", or set `spec.output.overwrite: true`" if file.job else ""
         raise UserError(
@@ -104,16 +106,18 @@ def _take(file: JobFile, folder: Path, *, overwrite: bool) -> None:
 
 
 def _own(folder: Path, file: JobFile) -> None:
-    write_whole(folder / OWNER_FILE, json.dumps({"uid": file.uid, "name": file.name}))
+    owner = {"uid": file.uid, "namespace": file.namespace, "name": file.name}
+    write_whole(folder / OWNER_FILE, json.dumps(owner))
 
 
 def _holder(owner: Path) -> dict[str, str]:
     """Return who holds a folder; whoever wrote something else there is unknown, and holds it too."""
     try:
         found = json.loads(owner.read_text(encoding="utf-8"))
-        return {"uid": str(found["uid"]), "name": str(found["name"])}
+        namespace = str(found.get("namespace", ""))
+        return {"uid": str(found["uid"]), "namespace": namespace, "name": str(found["name"])}
     except (ValueError, KeyError, TypeError):
-        return {"uid": "unknown", "name": "unknown"}
+        return {"uid": "unknown", "namespace": "", "name": "unknown"}
 
 
 def find_same(file: JobFile, model_revision: str) -> OutputManifest | None:

@@ -8,22 +8,27 @@ import msgspec
 
 from finetune_api.base import GROUP, VERSION
 from finetune_api.objects import KINDS, plural
-from finetune_operator.cluster.client import BATCH, ApiServer, path_of
+from finetune_operator.cluster.client import BATCH, ApiServer, path_of, path_of_kind
 from finetune_operator.cluster.informer import Informer
 from finetune_operator.cluster.records import (
     Custom,
     Job,
     Meta,
     Pod,
+    Profile,
     decode_custom,
     decode_job,
     decode_pod,
+    decode_profile,
 )
 from finetune_operator.manifests import labels
 from finetune_operator.plan import Key
 
 JOB_NAME = "batch.kubernetes.io/job-name"
 KEPT_LAST_WORDS = 2000
+
+
+AnyInformer = Informer[Custom] | Informer[Job] | Informer[Pod] | Informer[Profile]
 
 
 class _References(msgspec.Struct):
@@ -56,6 +61,8 @@ class Cache:
         self.pods: list[Informer[Pod]] = []
         for namespace in namespaces or [""]:
             self._watch(api, namespace)
+        profiles = path_of_kind("WorkerProfile", "")
+        self.profiles = Informer(api, profiles, decode_profile, lambda *_: self._wake_waiting())
 
     def _watch(self, api: ApiServer, namespace: str) -> None:
         for kind in KINDS:
@@ -69,9 +76,15 @@ class Cache:
         self.pods.append(Informer(api, pods, decode_pod, self._on_pod, selector=ours))
 
     @property
-    def informers(self) -> list[Informer[Custom] | Informer[Job] | Informer[Pod]]:
+    def informers(self) -> list[AnyInformer]:
         """All informers."""
-        return [*(i for of_kind in self.kinds.values() for i in of_kind), *self.jobs, *self.pods]
+        of_kinds = (informer for of_kind in self.kinds.values() for informer in of_kind)
+        return [*of_kinds, *self.jobs, *self.pods, self.profiles]
+
+    def _wake_waiting(self) -> None:
+        """Wake what may wait for a profile: profiles are few and change seldom."""
+        for key in self.all_keys():
+            self._wake(key)
 
     async def wait_until_synced(self) -> None:
         """Return when every list was read once: nothing may be decided before."""

@@ -18,8 +18,13 @@ LOST_POD_SECONDS = 30.0
 """How long after its grace period a pod is waited for; then its node is taken for lost."""
 
 
-def observed_run(job: Job, pod: Pod | None, waiting: Waiting | None) -> ObservedRun:
-    """Return what a Job and its Pod say of a run; `waiting` is what events told."""
+def observed_run(
+    job: Job, pod: Pod | None, waiting: Waiting | None, *, tells: bool = True
+) -> ObservedRun:
+    """Return what a Job and its Pod say of a run; `waiting` is what events told.
+
+    `tells`: what it waits for has lasted long enough to be told.
+    """
     meta = job.metadata
     is_over = job.has("Complete") or job.has("Failed")
     state = pod.state if pod else None
@@ -34,7 +39,9 @@ def observed_run(job: Job, pod: Pod | None, waiting: Waiting | None) -> Observed
         is_running=not is_over,
         started_at=started if started is not None else finished if is_over else None,
         ended_at=finished if is_over else None,
-        waiting=None if is_over or started is not None else _waiting(job, pod) or waiting,
+        waiting=(
+            None if is_over or started is not None or not tells else _waiting(job, pod) or waiting
+        ),
         termination=_termination(job, pod, ended) if is_over else None,
     )
 
@@ -140,18 +147,17 @@ def _not_started(pod: Pod) -> Waiting | None:
     return None
 
 
-def waiting_of_events(name: str, events: list[tuple[str, str]]) -> Waiting | None:
-    """Return what the newest telling event (reason, message) of a pod or Job says of its waiting."""
+def waiting_of_events(events: list[tuple[str, str]]) -> Waiting | None:
+    """Return what the newest telling event (reason, message) of a pod or Job says it waits for."""
     for reason, message in reversed(events):
-        said = f"{name}: {message}"
         if reason in ("FailedMount", "FailedAttachVolume"):
             kind = "SecretNotFound" if _names_missing(message, "secret") else "VolumeNotMounted"
             kind = "ConfigMapNotFound" if _names_missing(message, "configmap") else kind
-            return Waiting(kind, f"{said}; create it, or correct its name")
+            return Waiting(kind, f"{message}; create it, or correct its name")
+        if reason == "FailedCreate" and "exceeded quota" in message:
+            return Waiting("QuotaExceeded", f"{message}; raise the quota, or ask for less")
         if reason == "FailedCreate":
-            kind = "QuotaExceeded" if "exceeded quota" in message else "PodRefused"
-            return Waiting(kind, f"{said}; raise the quota, or ask for less"
-                           if kind == "QuotaExceeded" else said)  # fmt: skip
+            return Waiting("PodRefused", message)
     return None
 
 

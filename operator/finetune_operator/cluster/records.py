@@ -34,7 +34,7 @@ class _CustomWire(msgspec.Struct):
     status: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class Custom(msgspec.Struct, gc=False):
+class Custom(msgspec.Struct, frozen=True, gc=False):
     """An object of ours: spec and status stay text until somebody decides on it."""
 
     metadata: Meta
@@ -48,7 +48,7 @@ class Custom(msgspec.Struct, gc=False):
         return b'{"metadata":%s,"spec":%s,"status":%s}' % (meta, self.spec, self.status)
 
 
-class Condition(msgspec.Struct, rename="camel", gc=False):
+class Condition(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """A condition of a Job or Pod."""
 
     type: str
@@ -58,13 +58,13 @@ class Condition(msgspec.Struct, rename="camel", gc=False):
     last_transition_time: str | None = None
 
 
-class JobSpec(msgspec.Struct, gc=False):
+class JobSpec(msgspec.Struct, frozen=True, gc=False):
     """Spec of a Job."""
 
     suspend: bool = False
 
 
-class JobStatus(msgspec.Struct, rename="camel", gc=False):
+class JobStatus(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """Status of a Job."""
 
     conditions: list[Condition] = []
@@ -85,20 +85,20 @@ class Job(msgspec.Struct):
         return any(c.type == condition and c.status == "True" for c in self.status.conditions)
 
 
-class Waiting(msgspec.Struct, gc=False):
+class Waiting(msgspec.Struct, frozen=True, gc=False):
     """Why a container has not started."""
 
     reason: str = ""
     message: str = ""
 
 
-class Running(msgspec.Struct, rename="camel", gc=False):
+class Running(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """A container that runs."""
 
     started_at: str = ""
 
 
-class Terminated(msgspec.Struct, rename="camel", gc=False):
+class Terminated(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """A container that ended."""
 
     exit_code: int
@@ -108,7 +108,7 @@ class Terminated(msgspec.Struct, rename="camel", gc=False):
     finished_at: str | None = None
 
 
-class ContainerState(msgspec.Struct, gc=False):
+class ContainerState(msgspec.Struct, frozen=True, gc=False):
     """State of a container."""
 
     waiting: Waiting | None = None
@@ -116,20 +116,20 @@ class ContainerState(msgspec.Struct, gc=False):
     terminated: Terminated | None = None
 
 
-class ContainerStatus(msgspec.Struct, gc=False):
+class ContainerStatus(msgspec.Struct, frozen=True, gc=False):
     """Status of a container."""
 
     name: str = ""
     state: ContainerState = ContainerState()
 
 
-class PodSpec(msgspec.Struct, rename="camel", gc=False):
+class PodSpec(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """Spec of a Pod."""
 
     node_name: str = ""
 
 
-class PodStatus(msgspec.Struct, rename="camel", gc=False):
+class PodStatus(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """Status of a Pod."""
 
     phase: str = ""
@@ -156,7 +156,14 @@ class Pod(msgspec.Struct):
         return next((c.state for c in self.status.container_statuses), ContainerState())
 
 
-Record = Custom | Job | Pod
+class Profile(msgspec.Struct):
+    """A WorkerProfile, with its annotations: one of them makes it the default."""
+
+    metadata: Meta
+    body: bytes
+
+
+Record = Custom | Job | Pod | Profile
 
 _custom = msgspec.json.Decoder(_CustomWire)
 _job = msgspec.json.Decoder(Job)
@@ -169,6 +176,13 @@ def decode_custom(body: bytes | msgspec.Raw) -> Custom:
     # kubectl keeps the whole object there once more; nobody here reads it.
     wire.metadata.annotations = {}
     return Custom(wire.metadata, bytes(wire.spec), bytes(wire.status))
+
+
+def decode_profile(body: bytes | msgspec.Raw) -> Profile:
+    """Return a WorkerProfile."""
+    wire = _custom.decode(body)
+    meta = msgspec.json.encode(wire.metadata)
+    return Profile(wire.metadata, b'{"metadata":%s,"spec":%s}' % (meta, bytes(wire.spec)))
 
 
 def decode_job(body: bytes | msgspec.Raw) -> Job:

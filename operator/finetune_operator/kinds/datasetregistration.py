@@ -1,5 +1,6 @@
 """DatasetRegistration: validate once, and again when `refresh` is raised or the spec changes."""
 
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.contract import Termination
@@ -9,6 +10,7 @@ from finetune_operator.kinds.report import WAITS, Told, failed, told, transition
 from finetune_operator.plan import Observed, Plan
 from finetune_operator.steps import validate
 from finetune_operator.steps.attempts import Advance, Policy, advance
+from finetune_operator.steps.placement import default_placement
 
 
 def decide(registration: DatasetRegistration, observed: Observed, now: datetime) -> Plan:
@@ -33,7 +35,10 @@ def decide(registration: DatasetRegistration, observed: Observed, now: datetime)
         run=number,
         observed=observed.runs,
         policy=Policy(),
-        make=lambda attempt, name: validate.step_run(registration, number, attempt, name),
+        make=lambda attempt, name: replace(
+            validate.step_run(registration, number, attempt, name),
+            placement=default_placement(observed),
+        ),
         now=now,
     )
     new = _status(status, step, registration, now)

@@ -1,5 +1,6 @@
 """FineTuneJob: from the gates through the steps to the end, and what each needs now."""
 
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.compute import FailurePolicy
@@ -16,6 +17,7 @@ from finetune_operator.steps import export, prepare, train
 from finetune_operator.steps.attempts import Advance, Policy, advance
 from finetune_operator.steps.files import export_output, output_root
 from finetune_operator.steps.naming import run_name
+from finetune_operator.steps.placement import placement_of
 
 
 def decide(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
@@ -33,7 +35,11 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
     plan = jobgates.refuse(job, status, observed, now) or jobgates.wait(job, status, observed, now)
     if plan is None:
         plan = _pipeline(job, status, observed, now)
-    return _announced(job, plan)
+    return replace(_announced(job, plan), holds_object=_goes_with_output(job))
+
+
+def _goes_with_output(job: FineTuneJob) -> bool:
+    return job.spec.output is not None and job.spec.output.retain is Retain.DELETE
 
 
 def _was_corrected(job: FineTuneJob) -> bool:
@@ -74,14 +80,15 @@ def _after_end(job: FineTuneJob, observed: Observed, now: datetime) -> Plan:
     """Remove working files when their time has come. A finished run never starts again."""
     ttl, ended = job.spec.ttl_seconds_after_finished, job.status.completion_time
     running = tuple(run.name for run in observed.runs.values() if run.is_running)
+    holds = _goes_with_output(job)
     if running:
-        return Plan(stops=running, requeue_after=1.0)
+        return Plan(stops=running, requeue_after=1.0, holds_object=holds)
     if ttl is None or ended is None or not observed.runs:
-        return Plan()
+        return Plan(holds_object=holds)
     left = seconds_of(ended) + ttl - now.timestamp()
     if left > 0:
-        return Plan(requeue_after=left)
-    return Plan(removals=tuple(observed.runs), removes_work=True)
+        return Plan(requeue_after=left, holds_object=holds)
+    return Plan(removals=tuple(observed.runs), removes_work=True, holds_object=holds)
 
 
 def _pipeline(
@@ -134,7 +141,8 @@ def _advance(
         if step == train.STEP:
             return train.step_run(job, status.run, observed, prepared, attempt, name)
         wanted = next(e for e in job.spec.exports or [] if export.step_name(e) == step)
-        return export.step_run_of_job(job, status.run, prepared, wanted, attempt, name)
+        made = export.step_run_of_job(job, status.run, prepared, wanted, attempt, name)
+        return replace(made, placement=placement_of(job, observed))
 
     return advance(
         step,

@@ -7,10 +7,11 @@ from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus
 from finetune_api.status import Failure, FailureClass
 from finetune_operator.conditions import is_true, timestamp
 from finetune_operator.kinds import jobstatus
-from finetune_operator.kinds.report import failed
+from finetune_operator.kinds.report import failed, predecessor_message
 from finetune_operator.plan import Observed, Plan
 from finetune_operator.steps import prepare
 from finetune_operator.steps.naming import run_name
+from finetune_operator.steps.placement import missing_profile, refused_variables
 
 PURPOSES = {"sft": ("conversation",)}
 
@@ -21,7 +22,10 @@ def refuse(
     """Refuse what cannot work whatever the data, before anything is started."""
     if status.attempts:
         return None
-    problems = contradictions(job.spec, here=observed.machine)
+    problems = [
+        *contradictions(job.spec, here=observed.machine),
+        *refused_variables(job.spec.workers, observed),
+    ]
     if not problems:
         return None
     return Plan(status=_ended_by(job, status, "resolve", "; ".join(problems), now))
@@ -44,6 +48,12 @@ def wait(
             return Plan(status=jobstatus.suspending(job, status, now), stops=running)
         closed = close_stopped(job, status, observed, now, reason="Suspended")
         return Plan(status=jobstatus.suspended(job, closed, now))
+    if observed.predecessor_pods:
+        words = predecessor_message(observed)
+        told_ = jobstatus.waiting(job, status, "PredecessorEnding", words, now)
+        return Plan(status=told_, requeue_after=5.0)
+    if (missing := missing_profile(job.spec.workers, observed)) is not None:
+        return Plan(status=jobstatus.waiting(job, status, "ProfileNotFound", missing, now))
     if status.attempts and status.attempts[-1].step != prepare.STEP:
         return None  # the data was read when it was prepared; what became of it since is no matter
     for reference in [*job.spec.datasets, *(job.spec.eval_datasets or [])]:

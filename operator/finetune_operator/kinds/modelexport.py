@@ -7,12 +7,21 @@ from finetune_api.contract import ExportInput, PrepareResult
 from finetune_api.modelexport import ModelExport, ModelExportStatus
 from finetune_api.storage import Retain
 from finetune_operator.conditions import is_true, timestamp
-from finetune_operator.kinds.report import WAITS, Told, failed, told, transition, waits
+from finetune_operator.kinds.report import (
+    WAITS,
+    Told,
+    failed,
+    predecessor_message,
+    told,
+    transition,
+    waits,
+)
 from finetune_operator.plan import Observed, Plan
 from finetune_operator.steps import export
 from finetune_operator.steps.attempts import Advance, Policy, advance
 from finetune_operator.steps.files import base_folder
 from finetune_operator.steps.naming import work_claim
+from finetune_operator.steps.placement import default_placement
 
 
 def decide(mex: ModelExport, observed: Observed, now: datetime) -> Plan:
@@ -21,13 +30,16 @@ def decide(mex: ModelExport, observed: Observed, now: datetime) -> Plan:
     running = tuple(run.name for run in observed.runs.values() if run.is_running)
     if metadata.deletion_timestamp:
         return _delete(mex, observed, running)
+    holds = mex.spec.retain is Retain.DELETE
     if is_true(old.conditions, "Finished"):
-        return Plan()
+        return Plan(holds_object=holds)
+    if observed.predecessor_pods:
+        return Plan(status=_after_predecessor(mex, observed, now), requeue_after=5.0)
     status = old if old.start_time else ModelExportStatus(start_time=timestamp(now))
     source = _source(mex, observed)
     if isinstance(source, Told):
         new = told(status, source, metadata, now)
-        return Plan(status=new, events=transition(old, new))
+        return Plan(status=new, events=transition(old, new), holds_object=holds)
     step = advance(
         export.STEP,
         status=status,
@@ -38,11 +50,18 @@ def decide(mex: ModelExport, observed: Observed, now: datetime) -> Plan:
         make=lambda attempt, name: replace(
             export.step_run(mex, source, base_folder(metadata), attempt, name),
             work_claim=_work_claim(mex, source, observed),
+            placement=default_placement(observed),
         ),
         now=now,
     )
     new = _status(status, step, mex, now)
-    return Plan(status=new, runs=step.runs, events=(*step.events, *transition(old, new)))
+    events = (*step.events, *transition(old, new))
+    return Plan(status=new, runs=step.runs, events=events, holds_object=holds)
+
+
+def _after_predecessor(mex: ModelExport, observed: Observed, now: datetime) -> ModelExportStatus:
+    words = Told("Pending", "PredecessorEnding", predecessor_message(observed), WAITS)
+    return told(mex.status, words, mex.metadata, now)
 
 
 def _delete(mex: ModelExport, observed: Observed, running: tuple[str, ...]) -> Plan:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from finetune_api.meta import Metadata
 from finetune_api.status import Condition, Failure, Status
 from finetune_operator.conditions import timestamp, with_condition
-from finetune_operator.plan import Event, ObservedRun
+from finetune_operator.plan import Event, Observed, ObservedRun
 
 S = TypeVar("S", bound=Status)
 
@@ -47,6 +47,12 @@ def told(status: S, told_: Told, metadata: Metadata, now: datetime, **changes: o
             **changes,
         }
     )
+
+
+def predecessor_message(observed: Observed) -> str:
+    """Return what is waited for when an object of the same name was deleted a moment ago."""
+    pods = ", ".join(observed.predecessor_pods[:3])
+    return f"pods of a deleted object of this name are still ending: {pods}; it begins after them"
 
 
 def waits(run: ObservedRun | None) -> Told | None:

@@ -5,13 +5,14 @@ from typing import Any
 
 from finetune_api.base import API_VERSION
 from finetune_operator.manifests import labels
-from finetune_operator.manifests.pod import arguments, pod_spec
+from finetune_operator.manifests.pod import arguments, pod_marks, pod_spec
 from finetune_operator.manifests.volumes import FOLDERS
 from finetune_operator.plan import StepRun
 from finetune_operator.settings import Settings
 
 JOB_KEY = "job.json"
 TEMPLATE_KEY = "pod.json"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
 def owner_reference(run: StepRun, uid: str) -> dict[str, Any]:
@@ -32,7 +33,13 @@ def config_map(run: StepRun, uid: str, settings: Settings) -> dict[str, Any]:
     Later attempts take both from there, whatever operator, profile or settings have become.
     """
     file = run.job_file.model_copy(
-        update={"attempt": 1, "micro_batch_divisor": 1, "folders": FOLDERS}
+        update={
+            "attempt": 1,
+            "micro_batch_divisor": 1,
+            "folders": FOLDERS,
+            # A job waits until the pods of an earlier one of its name have ended.
+            "takes_over": True,
+        }
     )
     return {
         "apiVersion": "v1",
@@ -46,8 +53,19 @@ def config_map(run: StepRun, uid: str, settings: Settings) -> dict[str, Any]:
         "immutable": True,
         "data": {
             JOB_KEY: file.model_dump_json(by_alias=True, exclude_none=True),
-            TEMPLATE_KEY: json.dumps(pod_spec(run, settings), sort_keys=True),
+            TEMPLATE_KEY: json.dumps(_template(run, settings), sort_keys=True),
         },
+    }
+
+
+def _template(run: StepRun, settings: Settings) -> dict[str, Any]:
+    marks, notes = pod_marks(run)
+    scheduling = run.placement.scheduling
+    return {
+        "labels": marks,
+        "annotations": notes,
+        "queue": (scheduling.queue_name if scheduling else None) or "",
+        "spec": pod_spec(run, settings),
     }
 
 
@@ -58,7 +76,9 @@ def job(run: StepRun, uid: str, frozen: dict[str, Any]) -> dict[str, Any]:
         **labels.step_labels(run.owner, uid, run=file.run, step=run.step),
         labels.ATTEMPT: str(file.attempt),
     }
-    pod = json.loads(frozen["data"][TEMPLATE_KEY])
+    template = json.loads(frozen["data"][TEMPLATE_KEY])
+    pod, queue = template["spec"], template["queue"]
+    attempt_labels = {**template["labels"], **attempt_labels}
     pod["containers"][0]["args"] = arguments(
         attempt=file.attempt, micro_batch_divisor=file.micro_batch_divisor
     )
@@ -68,8 +88,8 @@ def job(run: StepRun, uid: str, frozen: dict[str, Any]) -> dict[str, Any]:
         "metadata": {
             "name": run.name,
             "namespace": run.owner.namespace,
-            "labels": attempt_labels,
-            "annotations": {labels.CONFIG: run.shared_name},
+            "labels": {**attempt_labels, **({QUEUE_LABEL: queue} if queue else {})},
+            "annotations": {**template["annotations"], labels.CONFIG: run.shared_name},
             "ownerReferences": [owner_reference(run, uid)],
         },
         "spec": {
@@ -78,6 +98,10 @@ def job(run: StepRun, uid: str, frozen: dict[str, Any]) -> dict[str, Any]:
             "parallelism": 1,
             # A new attempt is a new Job: the whole gang comes back together, or not at all.
             "backoffLimit": 0,
-            "template": {"metadata": {"labels": attempt_labels}, "spec": pod},
+            **({"suspend": True} if queue else {}),
+            "template": {
+                "metadata": {"labels": attempt_labels, "annotations": template["annotations"]},
+                "spec": pod,
+            },
         },
     }

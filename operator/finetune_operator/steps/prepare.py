@@ -2,11 +2,13 @@
 
 from finetune_api.contract import DatasetInput, JobFile
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.resolve import config_digest
+from finetune_api.images import prepare_needs_torch
+from finetune_api.resolve import config_digest, machine_of
 from finetune_api.status import Attempt
 from finetune_operator.plan import Key, Observed, StepRun
 from finetune_operator.steps.files import base_folder, dataset_input, run_output, variant
 from finetune_operator.steps.naming import shared_name, work_claim
+from finetune_operator.steps.placement import placement_of
 
 STEP = "prepare"
 
@@ -44,6 +46,9 @@ def step_run(
         owner=Key("FineTuneJob", job.metadata.namespace, job.metadata.name),
         step=STEP,
         shared_name=shared_name(job.metadata, run=run, step=STEP, variant=variant(job)),
+        placement=placement_of(job, observed),
+        asks_for_gpus=bool(machine_of(job.spec, here=observed.machine).gpus),
+        needs_torch=prepare_needs_torch(job.spec),
         work_claim=work_claim(job.metadata),
         base=base_folder(job.metadata),
         job_file=job_file(job, run).model_copy(

@@ -1,6 +1,6 @@
 """`train`: the run itself, on as many processes as were asked for."""
 
-from finetune_api.compute import FailurePolicy, Workers
+from finetune_api.compute import FailurePolicy
 from finetune_api.contract import PrepareResult
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.resolve import machine_of, resolve, world_size
@@ -9,6 +9,7 @@ from finetune_operator.plan import Key, Observed, StepRun
 from finetune_operator.steps import prepare
 from finetune_operator.steps.files import base_folder, variant
 from finetune_operator.steps.naming import shared_name, work_claim
+from finetune_operator.steps.placement import grace_seconds, placement_of
 
 STEP = "train"
 
@@ -49,7 +50,7 @@ def step_run(
     name: str,
 ) -> StepRun:
     """Return one attempt at training."""
-    workers = job.spec.workers or Workers()
+    placement = placement_of(job, observed)
     policy = job.spec.failure_policy or FailurePolicy()
     resolved = resolved_values(job, run, prepared, observed)
     file = prepare.job_file(job, run).model_copy(
@@ -62,7 +63,7 @@ def step_run(
             "devices": machine_of(job.spec, here=observed.machine).gpus,
             "processes": resolved.world_size,
             "stall_timeout_seconds": policy.stall_timeout_seconds,
-            "grace_period_seconds": workers.termination_grace_period_seconds,
+            "grace_period_seconds": grace_seconds(placement),
         }
     )
     return StepRun(
@@ -70,6 +71,7 @@ def step_run(
         owner=Key("FineTuneJob", job.metadata.namespace, job.metadata.name),
         step=STEP,
         shared_name=shared_name(job.metadata, run=run, step=STEP, variant=variant(job)),
+        placement=placement,
         work_claim=work_claim(job.metadata),
         base=base_folder(job.metadata),
         job_file=file,

@@ -1,0 +1,123 @@
+"""What plans become on an API server: children made once, deletions of what was looked at."""
+
+from typing import Any
+
+import orjson
+
+from finetune_operator.cluster.cache import Cache
+from finetune_operator.cluster.client import BATCH, ApiError, ApiServer, path_of
+from finetune_operator.cluster.pods import is_lost
+from finetune_operator.loop import utc_now
+from finetune_operator.manifests import labels, storage
+from finetune_operator.manifests.clean import cleaning_job
+from finetune_operator.manifests.job import config_map, job
+from finetune_operator.manifests.volumes import claim_of
+from finetune_operator.plan import Key, StepRun
+from finetune_operator.settings import Settings
+from finetune_operator.steps.files import own_output_claim
+
+
+class Executor:
+    """Makes and removes the children of objects."""
+
+    def __init__(self, api: ApiServer, cache: Cache, settings: Settings) -> None:
+        """Use an API server; what is made is learnt by the copies at once."""
+        self._api, self._cache, self._settings = api, cache, settings
+
+    async def create(self, run: StepRun, uid: str) -> None:
+        """Make a run: its claims and what its attempts share first, its Job last."""
+        namespace = run.owner.namespace
+        claims = path_of("persistentvolumeclaims", namespace)
+        if run.work_claim and run.owner.kind == "FineTuneJob":
+            await self._once(claims, storage.work_claim(run, uid, self._settings.work), uid)
+        if (own := own_output_claim(run.job_file)) is not None:
+            body = storage.output_claim(run, uid, own, self._settings.output)
+            await self._once(claims, body, None)
+        shared = await self._once(
+            path_of("configmaps", namespace), config_map(run, uid, self._settings), uid
+        )
+        made = job(run, uid, orjson.loads(shared))
+        self._cache.learn_job(await self._once(path_of("jobs", namespace, group=BATCH), made, uid))
+
+    async def _once(self, path: str, body: dict[str, Any], uid: str | None) -> bytes:
+        """Create a child, or return the one that is there.
+
+        Raises:
+            ApiError: another object's child has that name.
+        """
+        try:
+            return await self._api.create(path, body)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+        name = body["metadata"]["name"]
+        there = await self._api.get(f"{path}/{name}")
+        if uid is not None and _uid_label(orjson.loads(there)) != uid:
+            raise ApiError(409, f"{path}/{name} belongs to something else; remove it")
+        return there
+
+    async def end(self, key: Key, uid: str, name: str, *, with_config: bool = False) -> None:
+        """End a run: its pods save first, then the Job goes."""
+        child = next((c for c in self._cache.jobs_of(key, uid) if c.metadata.name == name), None)
+        if child is None:
+            return
+        if child.metadata.deletion_timestamp is None:
+            path = path_of("jobs", key.namespace, name, group=BATCH)
+            await self._api.delete(path, uid=child.metadata.uid, foreground=True)
+        shared = child.metadata.annotations.get(labels.CONFIG)
+        if with_config and shared:
+            await self._delete_own(path_of("configmaps", key.namespace, shared), uid)
+
+    async def remove_work(self, key: Key, uid: str, claim: str) -> None:
+        """Remove the working claim."""
+        await self._delete_own(path_of("persistentvolumeclaims", key.namespace, claim), uid)
+
+    async def _delete_own(self, path: str, uid: str) -> None:
+        """Delete a child after a look at whose it is."""
+        try:
+            found = orjson.loads(await self._api.get(path))
+        except ApiError as error:
+            if error.status == 404:
+                return
+            raise
+        if _uid_label(found) == uid:
+            await self._api.delete(path, uid=found["metadata"]["uid"])
+
+    async def remove_output(self, key: Key, location: str) -> None:
+        """Remove an output: with the claim that was made for it, or out of a user's claim.
+
+        Unfinished output stays: the next object of that name takes it over.
+        """
+        claim = claim_of(location)
+        if not claim or location.endswith(".incomplete"):
+            return
+        if claim == f"{key.name}-output":
+            path = path_of("persistentvolumeclaims", key.namespace, claim)
+            try:
+                found = orjson.loads(await self._api.get(path))
+            except ApiError as error:
+                if error.status == 404:
+                    return
+                raise
+            if found["metadata"].get("labels", {}).get(labels.NAME) == key.name:
+                await self._api.delete(path, uid=found["metadata"]["uid"])
+            return
+        body = cleaning_job(key, location, self._settings)
+        await self._once(path_of("jobs", key.namespace, group=BATCH), body, None)
+
+    async def end_lost_pods(self, key: Key, uid: str) -> None:
+        """Remove pods whose node no longer answers: only so their Job ends, and the next begins.
+
+        Should such a pod run on behind a broken network it harms nothing: every attempt writes to
+        its own folder.
+        """
+        for child in self._cache.jobs_of(key, uid):
+            pod = self._cache.pod_of(child)
+            if pod is not None and is_lost(pod, utc_now()):
+                path = path_of("pods", key.namespace, pod.metadata.name)
+                await self._api.delete(path, uid=pod.metadata.uid, grace_seconds=0)
+
+
+def _uid_label(body: dict[str, Any]) -> str | None:
+    found: str | None = body["metadata"].get("labels", {}).get(labels.UID)
+    return found

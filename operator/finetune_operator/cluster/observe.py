@@ -1,0 +1,158 @@
+"""What a decision may look at, from the copies of a cluster; events are read where they alone tell."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import orjson
+from pydantic import ValidationError
+
+from finetune_api.datasetregistration import DatasetRegistration
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.modelexport import ModelExport
+from finetune_api.objects import KINDS, Resource
+from finetune_api.workerprofile import WorkerProfile
+from finetune_operator.cluster.cache import Cache
+from finetune_operator.cluster.client import ApiServer
+from finetune_operator.cluster.events import Events
+from finetune_operator.cluster.pods import observed_run, seconds_until_lost, waiting_of_events
+from finetune_operator.cluster.records import Custom, Job, Pod
+from finetune_operator.conditions import seconds_of
+from finetune_operator.loop import utc_now
+from finetune_operator.manifests import labels
+from finetune_operator.plan import Key, Observed, ObservedRun, Waiting
+
+SETTLING_SECONDS = 4.0
+"""How long a pod that is not placed is nothing to tell: claims are bound meanwhile."""
+EVENTS_SECONDS = 8.0
+"""How long a pod may take to start before its events are read, and how long they are believed."""
+NAMESPACE_SECONDS = 60.0
+KEPT = 5000
+
+log = logging.getLogger(__name__)
+
+
+class Observer:
+    """Reads copies; asks the API server for events of pods that do not start."""
+
+    def __init__(
+        self, api: ApiServer, cache: Cache, wake_after: Callable[[Key, float], None]
+    ) -> None:
+        """Use copies that others keep current."""
+        self._cache, self._api = cache, api
+        self._events, self._wake_after = Events(api), wake_after
+        self._told: dict[str, tuple[float, Waiting | None]] = {}
+        self._namespaces: dict[str, tuple[float, dict[str, str]]] = {}
+
+    async def observed(self, key: Key, resource: Resource) -> Observed:
+        """Return all that a decision about an object may look at."""
+        datasets: dict[str, DatasetRegistration] = {}
+        jobs: dict[str, FineTuneJob] = {}
+        job_runs: dict[str, dict[str, ObservedRun]] = {}
+        if isinstance(resource, FineTuneJob):
+            for reference in [*resource.spec.datasets, *(resource.spec.eval_datasets or [])]:
+                found = self._parsed(Key("DatasetRegistration", key.namespace, reference.name))
+                if isinstance(found, DatasetRegistration):
+                    datasets[reference.name] = found
+        if isinstance(resource, ModelExport) and resource.spec.source.job_ref:
+            of = Key("FineTuneJob", key.namespace, resource.spec.source.job_ref.name)
+            found = self._parsed(of)
+            if isinstance(found, FineTuneJob):
+                jobs[of.name] = found
+                job_runs[of.name] = await self._runs(of, found.metadata.uid)
+        profiles = self._profiles()
+        return Observed(
+            runs=await self._runs(key, resource.metadata.uid),
+            datasets=datasets,
+            jobs=jobs,
+            job_runs=job_runs,
+            profiles=profiles,
+            namespace_labels=await self._labels(key.namespace, profiles),
+            predecessor_pods=self._predecessors(key, resource.metadata.uid),
+        )
+
+    def _predecessors(self, key: Key, uid: str) -> tuple[str, ...]:
+        """Return the pods of an earlier object of this name that have not ended."""
+        return tuple(
+            pod.metadata.name
+            for pod in self._cache.pods_of_name(key)
+            if pod.metadata.labels.get(labels.UID) != uid
+            and pod.status.phase not in ("Succeeded", "Failed")
+        )
+
+    def _parsed(self, key: Key) -> Resource | None:
+        """Return an object that can be read; one that cannot says so itself."""
+        record = self._cache.custom(key)
+        try:
+            return None if record is None else parse(key.kind, record)
+        except ValidationError:
+            return None
+
+    def _profiles(self) -> dict[str, WorkerProfile]:
+        """Return the profiles that can be read."""
+        found = {}
+        for (_, name), record in self._cache.profiles.objects.items():
+            try:
+                found[name] = WorkerProfile.model_validate_json(record.body)
+            except ValidationError as error:
+                log.warning("WorkerProfile %s cannot be read: %s", name, error)
+        return found
+
+    async def _labels(self, namespace: str, profiles: dict[str, WorkerProfile]) -> dict[str, str]:
+        """Return a namespace's labels, where a profile asks for them; not older than a minute."""
+        if all(profile.spec.namespace_selector is None for profile in profiles.values()):
+            return {}
+        at, found = self._namespaces.get(namespace, (-NAMESPACE_SECONDS, {}))
+        if time.monotonic() - at >= NAMESPACE_SECONDS:
+            content = orjson.loads(await self._api.get(f"/api/v1/namespaces/{namespace}"))
+            found = content["metadata"].get("labels", {})
+            self._namespaces[namespace] = (time.monotonic(), found)
+        return found
+
+    async def _runs(self, key: Key, uid: str) -> dict[str, ObservedRun]:
+        found = {}
+        for child in self._cache.jobs_of(key, uid):
+            pod = self._cache.pod_of(child)
+            run = observed_run(child, pod, None)
+            if run.is_running and run.started_at is None:
+                run = await self._with_reason(key, child, pod, run)
+            if pod is not None and (left := seconds_until_lost(pod, utc_now())) is not None:
+                self._wake_after(key, max(left, 0.0) + 0.5)
+            found[run.name] = run
+        return found
+
+    async def _with_reason(
+        self, key: Key, child: Job, pod: Pod | None, run: ObservedRun
+    ) -> ObservedRun:
+        """Return a run that has not started, with what it waits for once that lasts."""
+        meta = pod.metadata if pod else child.metadata
+        age = utc_now().timestamp() - seconds_of(meta.creation_timestamp or "1970-01-01T00:00:00Z")
+        if age < SETTLING_SECONDS:
+            self._wake_after(key, SETTLING_SECONDS - age + 0.5)
+            return observed_run(child, pod, None, tells=False)
+        if run.waiting is not None:
+            return run
+        return observed_run(
+            child, pod, await self._told_by_events(key, meta.namespace, meta.uid, age)
+        )
+
+    async def _told_by_events(
+        self, key: Key, namespace: str, uid: str, age: float
+    ) -> Waiting | None:
+        """Return what the events of a pod or Job say: a missing Secret, or a quota, shows only there."""
+        if age < EVENTS_SECONDS:
+            self._wake_after(key, EVENTS_SECONDS - age + 0.5)
+            return None
+        self._wake_after(key, EVENTS_SECONDS)
+        at, waiting = self._told.get(uid, (-EVENTS_SECONDS, None))
+        if time.monotonic() - at >= EVENTS_SECONDS - 1.0:
+            waiting = waiting_of_events(await self._events.of(namespace, uid))
+            self._told[uid] = (time.monotonic(), waiting)
+            while len(self._told) > KEPT:
+                self._told.pop(next(iter(self._told)))
+        return waiting
+
+
+def parse(kind: str, record: Custom) -> Resource:
+    """Return an object of its class."""
+    return KINDS[kind].model_validate_json(record.body)
