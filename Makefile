@@ -4,7 +4,7 @@ READY := .venv/.ready
 SOURCES := crds operator trainer_image cli tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check fix generate lock nightly bench clean
+.PHONY: help setup quickstart test check fix generate lock nightly bench cluster clean
 
 help: ## List the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,10 @@ nightly: $(READY) ## Tests that take too long for every change
 
 bench: $(READY) ## Benchmarks: ratios measured in one run
 	@$(PYTHON) benchmarks/packing.py
+
+cluster: $(READY) ## A real Kubernetes on this computer (as root), and a shell that speaks to it
+	@$(PYTHON) -m tests.cluster up
+	@$(PYTHON) -m tests.cluster shell
 
 clean: ## Remove what was installed and built; objects and results in .finetune stay
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
