@@ -96,8 +96,8 @@ def resolve(
     """Return every value of a run."""
     choices, training = Choices(), spec.training or Training()
     machine = machine_of(spec, here=here)
-    if here is None:  # a cluster: the node that prepared has the processor of those that train
-        machine = replace(machine, cpu_has_bf16=prepared.cpu_has_bf16)
+    # Where it was prepared it is trained, or on a node like that.
+    machine = replace(machine, cpu_has_bf16=machine.cpu_has_bf16 or prepared.cpu_has_bf16)
     world, rows = world_size(spec, machine), prepared.data.rows
     length = _max_length(spec.data or Data(), prepared.model.max_length, choices)
     batch = _global_batch(training, rows, world, choices)

@@ -48,7 +48,8 @@ def read_settings(path: Path) -> Settings:
 
 async def operate(login: Login, settings: Settings) -> int:
     """Run the operator; return its exit code."""
-    identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+    # The name of a pod: a process that takes the place of a killed one there leads on at once.
+    identity = os.environ.get("POD_NAME") or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     controller = Controller(login, settings, identity=identity)
     registry, stop = kopf.OperatorRegistry(), asyncio.Event()
     register(registry, controller, stop)
