@@ -31,15 +31,19 @@ check: $(READY) ## Format, lint, types, import contracts, unit and contract test
 	@.venv/bin/lint-imports --no-logo
 	@$(PYTHON) -m finetune_api.crd --check
 	@$(PYTHON) -m finetune_api.reference --check
+	@$(PYTHON) -m finetune_api.chart --check
+	@$(PYTHON) -m finetune_operator.permissions --check
 	@$(PYTHON) -m pytest tests/unit tests/contract -q
 
 fix: $(READY) ## Format and mend what a machine can
 	@$(PYTHON) -m ruff check --fix $(SOURCES)
 	@$(PYTHON) -m ruff format $(SOURCES)
 
-generate: $(READY) ## Write the CRDs and the reference from the models
+generate: $(READY) ## Write the CRDs, the reference and the chart's CRDs and rules
 	@$(PYTHON) -m finetune_api.crd
 	@$(PYTHON) -m finetune_api.reference
+	@$(PYTHON) -m finetune_api.chart
+	@$(PYTHON) -m finetune_operator.permissions
 
 lock: $(READY) ## Resolve the dependencies anew
 	@bash tools/lock.sh
