@@ -86,7 +86,7 @@ def test_every_value_reaches_the_settings(helm: Helm) -> None:
 def test_other_settings_are_other_pods(helm: Helm) -> None:
     checksums = {
         pod_of(helm.render(**values))["metadata"]["annotations"]["checksum/settings"]
-        for values in ({}, {"logTail": False}, {"replicas": 1})
+        for values in ({}, {"healthPort": 8081}, {"replicas": 1})
     }
     assert len(checksums) == 2, "replicas are no setting"
 
