@@ -75,12 +75,14 @@ def _merge(path: Path, changes: dict[str, Any]) -> None:
 
 
 def _weights(path: Path, changes: dict[str, Any]) -> None:
-    """Fill weights with a number, or keep only the first of their rows."""
+    """Multiply weights by a number, keep only the first of their rows, or leave them out."""
     from safetensors.torch import load_file, save_file
 
     found = load_file(path)
     for name, change in changes.items():
-        weight = found[name]
+        weight = found.pop(name)
+        if "remove" in change:
+            continue
         found[name] = (
             weight[: change["rows"]].clone()
             if "rows" in change

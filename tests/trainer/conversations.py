@@ -9,17 +9,16 @@ import itertools
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
-
-import trl
 
 from finetune_api.data import ChatTemplate, Data
 from finetune_trainer.data.chat import ChatEncoder, Tokens, named_template
 from finetune_trainer.data.formats.layout import Message
 from tests.fakes.tiny import CHATML, tiny_tokenizer
 
-TRL_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+TRL_TEMPLATES = Path(str(distribution("trl").locate_file("trl/chat_templates")))
 TOKEN = re.compile(r"<[|｜][^<>|｜\s']+[|｜]>|<(?:start|end)_of_turn>|\[gMASK\]|<sop>")
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 R1_END = "<｜end▁of▁sentence｜>"

@@ -6,9 +6,12 @@ from typing import Any
 
 from finetune_api.adapters import Lora
 from finetune_api.status import Resolved
+from finetune_trainer import memory
 from finetune_trainer.errors import UserError, reading
+from finetune_trainer.skeleton import Skeleton, matches
 
 ALL_LINEAR = "all-linear"
+DEFAULT_RANK = 16
 ADAPTER_FILE = "adapter_model.safetensors"
 GIVE_ITS_BASE = "give the base model it was trained on"
 
@@ -30,18 +33,23 @@ def lora_config(lora: Lora, resolved: Resolved) -> Any:
     )
 
 
-def check_modules(lora: Lora, model: Any) -> None:
+def adapter_parameters(lora: Lora, model: Skeleton) -> int:
+    """Return the number of weights that an adapter, and the modules saved with it, train."""
+    targets = lora.target_modules or [ALL_LINEAR]
+    shapes = model.adapted_shapes(None if targets == [ALL_LINEAR] else targets)
+    magnitudes = sum(outputs for outputs, _ in shapes) if lora.dora else 0
+    adapters = memory.lora_parameters(shapes, lora.rank or DEFAULT_RANK)
+    return adapters + magnitudes + model.parameters_of(lora.modules_to_save or [])
+
+
+def check_modules(lora: Lora, model: Skeleton) -> None:
     """Refuse module names that a model does not have, or that cannot be adapted.
 
     Raises:
         UserError: a name matches nothing of use; the message lists what there is.
     """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    adaptable = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-    modules = dict(model.named_modules())
-    known = sorted({n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, adaptable)})
+    modules = model.modules
+    known = sorted({path.rsplit(".", 1)[-1] for path, m in modules.items() if m.adaptable})
     for field, wanted in (
         ("targetModules", lora.target_modules),
         ("modulesToSave", lora.modules_to_save),
@@ -49,11 +57,12 @@ def check_modules(lora: Lora, model: Any) -> None:
         for name in wanted or []:
             if name == ALL_LINEAR and field == "targetModules":
                 continue
-            found = [m for n, m in modules.items() if n == name or n.endswith(f".{name}")]
-            wrong = next((m for m in found if not isinstance(m, adaptable)), None)
+            found = [module for path, module in modules.items() if matches(path, [name])]
+            wrong = next((module for module in found if not module.adaptable), None)
             if found and (field == "modulesToSave" or wrong is None):
                 continue
-            state = f"is a {type(wrong).__name__}" if found else "is no module of this model"
+            kind = wrong.kind if wrong and wrong.kind else "layer that takes no adapter"
+            state = f"is a {kind}" if found else "is no module of this model"
             raise UserError(
                 f"`spec.lora.{field}` {name!r} {state}; it must be one of {', '.join(known)};"
                 " correct or remove it"

@@ -6,6 +6,7 @@ from typing import Any, get_args
 from finetune_api.optimizers import Optimizer
 from finetune_api.training import Training
 from finetune_trainer.errors import UserError, reading
+from finetune_trainer.rewrite import require_torch
 
 JUDGED_BY_DEVICE = ("tf32",)
 """Arguments whose value only the machine that trains can judge."""
@@ -16,11 +17,12 @@ def check_trainer_arguments(training: Training) -> None:
     """Check `extraArguments` against the trainer's own configuration class.
 
     Raises:
-        UserError: it has no such argument, or a library refuses the value.
+        UserError: it has no such argument, a library refuses the value, or PyTorch is not here.
     """
     given = training.extra_arguments or {}
     if not given:
         return
+    require_torch("`spec.training.extraArguments`: checking them needs torch", "prepare this job")
     import dataclasses
     import difflib
 

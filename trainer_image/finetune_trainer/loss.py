@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-IGNORED = -100
+from finetune_trainer.data.saved import IGNORED
 
 
 def summed_loss(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:

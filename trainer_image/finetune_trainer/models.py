@@ -12,10 +12,13 @@ from finetune_api.finetunejob import BaseModelSource
 from finetune_trainer import sources
 from finetune_trainer.errors import Infrastructure, UserError, reading
 from finetune_trainer.files import folder_made_whole, sha256_of
+from finetune_trainer.fits import misfits, quantisation, require_loadable
+from finetune_trainer.modelcode import read_code
+from finetune_trainer.rewrite import require_torch, rewrite_gguf, rewrite_pickles
+from finetune_trainer.skeleton import WEIGHT_INDEX, Skeleton, tensor_shapes
 
 TOKENIZER_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-WEIGHT_INDEX = "model.safetensors.index.json"
 
 
 def prepare_model(
@@ -41,7 +44,7 @@ def prepare_model(
         with folder_made_whole(target) as folder:
             shutil.copytree(path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
             if not _has_safetensors(path):
-                _rewrite_as_safetensors(folder, named)
+                rewrite_pickles(folder, named, trust_remote_code=brings_code(folder))
     return _prepared(target, folders, _hub_revision(path) or revision, named)
 
 
@@ -52,11 +55,14 @@ def _check_config(path: Path, source: BaseModelSource, named: str) -> None:
         raise UserError(f"{named} has no config.json; it must be a transformers model; correct it")
     with reading(f"{named}: config.json is no valid JSON object", "copy the model again"):
         dict(json.loads((path / "config.json").read_text(encoding="utf-8")).items())
-    if brings_code(path) and not source.trust_remote_code:
+    if not brings_code(path):
+        return
+    if not source.trust_remote_code:
         raise UserError(
             f"{named} brings Python code of its own; set `spec.model.trustRemoteCode: true` if you"
             " trust it, or use a model without"
         )
+    require_torch(f"{named}: this model's own Python code needs torch", "prepare it")
 
 
 def brings_code(folder: Path) -> bool:
@@ -124,77 +130,34 @@ def _from_gguf(path: Path, folders: Folders, named: str) -> PreparedModel:
     revision = "sha256:" + sha256_of(path)
     target = Path(folders.cache) / "models" / revision.removeprefix("sha256:")[:24]
     if not target.exists():
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        arguments: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-        print(f"Dequantising {path.name}, once", flush=True)
-        with reading(f"{named} cannot be read as GGUF", "copy it again, or use safetensors"):
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **arguments)
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent, dtype=torch.float32, **arguments
-            )
-        # The weights are no longer quantised, whatever the file was.
-        model.hf_quantizer = None
-        del model.config.quantization_config
         with folder_made_whole(target) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            rewrite_gguf(path, folder, named)
     return _prepared(target, folders, revision, named)
 
 
-def _rewrite_as_safetensors(folder: Path, named: str) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
+def read_config(folder: Path, named: str) -> Any:
+    """Read a model's configuration.
 
-    with reading(f"{named}: the pickle files cannot be read", "use a safetensors version"):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=False, trust_remote_code=brings_code(folder)
-        )
-    for pattern in sources.PICKLE_FILES:
-        for file in folder.glob(pattern):
-            file.unlink()
-    with torch.no_grad():
-        model.save_pretrained(folder)
-
-
-def _prepared(target: Path, folders: Folders, revision: str, named: str) -> PreparedModel:
+    Raises:
+        UserError: transformers does not know it, or finds it wrong.
+    """
     from transformers import AutoConfig
 
     advice = "use a model of an architecture that transformers knows, or correct its config.json"
     with reading(f"{named}: transformers refuses its config.json", advice):
-        config = AutoConfig.from_pretrained(
-            target, local_files_only=True, trust_remote_code=brings_code(target)
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=brings_code(folder)
         )
-    text = config.get_text_config()
+
+
+def _prepared(target: Path, folders: Folders, revision: str, named: str) -> PreparedModel:
+    text = read_config(target, named).get_text_config()
     return PreparedModel(
         folder=str(target.relative_to(folders.cache)),
         revision=revision,
-        parameters=count_parameters(target, named),
+        parameters=sum(map(math.prod, tensor_shapes(target, named).values())),
         max_length=getattr(text, "max_position_embeddings", None),
     )
-
-
-def count_parameters(folder: Path, named: str) -> int:
-    """Return the number of weights in a folder, from the headers of its safetensors.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    total += math.prod(tensors.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise UserError(
-                f"{named}: {file} is damaged ({error}); remove that folder, and where it came from"
-                " copy the model again"
-            ) from error
-    return total
 
 
 def load_tokenizer(folder: Path, *, what: str = "`spec.model.uri`") -> Any:
@@ -243,25 +206,62 @@ def load_model(folder: Path, *, dtype: str, attention: str) -> Any:
     return _load(folder, "the model", attention=attention, dtype=chosen)
 
 
-def load_skeleton(folder: Path, *, attention: str) -> Any:
-    """Return a model whose weights were matched with its files but not read: modules and shapes.
+def load_skeleton(folder: Path, *, attention: str) -> Skeleton:
+    """Return a model's modules and shapes; nothing is built, so no PyTorch is needed.
 
     Raises:
         UserError: its weights are not all there, or it cannot be loaded so.
     """
-    return _load(folder, "`spec.model.uri`", attention=attention, dtype="auto", device_map="meta")
+    what = "`spec.model.uri`"
+    _require_folder(folder, what)
+    shapes = tensor_shapes(folder, what)
+    config = read_config(folder, what)
+    with reading(f"{what} cannot be loaded", _loading_advice(attention)):
+        causal_class = "" if brings_code(folder) else _causal_class(config)
+        skeleton = Skeleton(
+            config.get_text_config(), causal_class, shapes, read_code(config, causal_class)
+        )
+        require_loadable(config, skeleton, attention)
+    if not quantisation(config):  # its weights are packed: names and shapes are the quantiser's
+        _require_fitting(misfits(skeleton), what)
+    return skeleton
+
+
+def _causal_class(config: Any) -> str:
+    """Return the name of the class that transformers makes a causal language model of.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if name is None:
+        raise ValueError(f"{type(config).__name__} is of no causal language model")
+    return str(name if isinstance(name, str) else name[0])
+
+
+def _loading_advice(attention: str) -> str:
+    return (
+        f"it must be a causal language model that transformers loads with `attention: {attention}`;"
+        " use another model, or change `spec.model.attention`"
+    )
+
+
+def _require_fitting(wrong: list[str], what: str) -> None:
+    if wrong:
+        raise UserError(
+            f"{what}: {len(wrong)} weights do not fit config.json, the first is {wrong[0]}; copy the"
+            " model again, with all its files"
+        )
 
 
 def _load(folder: Path, what: str, *, attention: str, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     _require_folder(folder, what)
-    count_parameters(folder, what)  # a damaged file is named
-    advice = (
-        f"it must be a causal language model that transformers loads with `attention: {attention}`;"
-        " use another model, or change `spec.model.attention`"
-    )
-    with reading(f"{what} cannot be loaded", advice):
+    tensor_shapes(folder, what)  # a damaged file is named
+    with reading(f"{what} cannot be loaded", _loading_advice(attention)):
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             attn_implementation=None if attention == "auto" else attention,
@@ -275,9 +275,5 @@ def _load(folder: Path, what: str, *, attention: str, **arguments: Any) -> Any:
     wrong = [f"{name}: missing" for name in sorted(found["missing_keys"])]
     wrong += [f"{name}: {tuple(held)}, by config.json {tuple(wanted)}"
               for name, held, wanted in sorted(found["mismatched_keys"])]  # fmt: skip
-    if wrong:
-        raise UserError(
-            f"{what}: {len(wrong)} weights do not fit config.json, the first is {wrong[0]}; copy the"
-            " model again, with all its files"
-        )
+    _require_fitting(wrong, what)
     return model

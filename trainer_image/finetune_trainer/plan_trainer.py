@@ -14,7 +14,8 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from finetune_trainer.batch_plan import BatchPlan
-from finetune_trainer.loss import IGNORED, summed_loss
+from finetune_trainer.data.saved import IGNORED
+from finetune_trainer.loss import summed_loss
 
 StepIndex = tuple[int, int]
 

@@ -15,16 +15,18 @@ from finetune_api.resolve import DEFAULT_LENGTH
 from finetune_api.status import DataCounts
 from finetune_api.training import Training
 from finetune_trainer import memory, outputs
-from finetune_trainer.adapters import check_modules
+from finetune_trainer.adapters import adapter_parameters, check_modules
 from finetune_trainer.data.chat import ChatEncoder, Tokens
 from finetune_trainer.data.convert import registered_rows
+from finetune_trainer.data.saved import save_rows
 from finetune_trainer.errors import DataError, UserError
 from finetune_trainer.extra_arguments import check_trainer_arguments
 from finetune_trainer.files import folder_made_whole, remove_abandoned, write_whole
 from finetune_trainer.models import load_skeleton, load_tokenizer, prepare_model
+from finetune_trainer.skeleton import Skeleton
 
 COUNTS_FILE = "counts.json"
-DATA_LAYOUT = 1
+DATA_LAYOUT = 2
 """Raised when prepared data must be made anew although its inputs are the same."""
 
 
@@ -57,9 +59,8 @@ def inspect(file: JobFile) -> PrepareResult:
     if spec.method is Method.LORA:
         check_modules(spec.lora or Lora(), skeleton)
     _check_length(spec.data or Data(), model)
-    embeddings = skeleton.get_input_embeddings().num_embeddings
-    data_folder, counts = prepare_data(file, spec, model, embeddings=embeddings)
-    trainable, needed = _estimate(spec, folder, model)
+    data_folder, counts = prepare_data(file, spec, model, embeddings=skeleton.embeddings)
+    trainable, needed = _estimate(spec, skeleton, model)
     return PrepareResult(
         model=model,
         data_folder=str(data_folder.relative_to(file.folders.cache)),
@@ -97,9 +98,9 @@ def prepare_data(
         dropped_rows=collector.dropped,
     )
     with folder_made_whole(target) as folder:
-        _save(rows, folder / "train")
+        save_rows(rows, folder / "train")
         if eval_rows:
-            _save(eval_rows, folder / "eval")
+            save_rows(eval_rows, folder / "eval")
         write_whole(folder / "chat_template.jinja", encoder.template)
         write_whole(folder / COUNTS_FILE, counts.model_dump_json(by_alias=True))
     return target, counts
@@ -214,18 +215,6 @@ def _identity(dataset: DatasetInput) -> dict[str, Any]:
     return {**dataset.model_dump(mode="json", include=kept), "limit": dataset.spec.max_samples}
 
 
-def _save(rows: list[Tokens], folder: Path) -> None:
-    from datasets import Dataset
-
-    Dataset.from_dict({
-        "input_ids": [row.input_ids for row in rows],
-        "labels": [
-            [token if trained else -100 for token, trained in zip(row.input_ids, row.trained, strict=True)]
-            for row in rows
-        ],
-    }).save_to_disk(folder)  # fmt: skip
-
-
 def _check_tokens(rows: list[Tokens], embeddings: int) -> None:
     highest = max(max(row.input_ids) for row in rows)
     if highest >= embeddings:
@@ -243,16 +232,12 @@ def _check_length(data: Data, model: PreparedModel) -> None:
         )
 
 
-def _estimate(spec: FineTuneJobSpec, folder: Path, model: PreparedModel) -> tuple[int, int]:
+def _estimate(spec: FineTuneJobSpec, skeleton: Skeleton, model: PreparedModel) -> tuple[int, int]:
     """Return the number of trained weights and the bytes one process is expected to need."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    hidden, layers = config.get("hidden_size", 1024), config.get("num_hidden_layers", 24)
-    inner = config.get("intermediate_size", 4 * hidden)
-    rank = (spec.lora or Lora()).rank or 16
-    shapes = [(hidden, hidden)] * 4 + [(hidden, inner)] * 2 + [(inner, hidden)]
+    hidden = getattr(skeleton.config, "hidden_size", None) or 1024
+    layers = getattr(skeleton.config, "num_hidden_layers", None) or 24
     full = spec.method is Method.FULL
-    trainable = model.parameters if full else layers * memory.lora_parameters(shapes, rank)
+    trainable = model.parameters if full else adapter_parameters(spec.lora or Lora(), skeleton)
     needed = memory.memory_bytes(
         parameters=model.parameters, trainable=trainable, method=spec.method, half=False,
         activation_tokens=layers * 2048, width=hidden,

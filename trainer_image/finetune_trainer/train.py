@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from transformers import PrinterCallback, TrainerState
 from trl import SFTConfig
 
@@ -26,8 +26,8 @@ from finetune_trainer.adapters import lora_config
 from finetune_trainer.attention import use_packed_attention
 from finetune_trainer.batch_plan import BatchPlan
 from finetune_trainer.callbacks import RunCallback, best_step
+from finetune_trainer.data.saved import IGNORED, ROWS_FILE
 from finetune_trainer.errors import Evicted, UserError
-from finetune_trainer.loss import IGNORED
 from finetune_trainer.models import load_model, load_tokenizer
 from finetune_trainer.plan_trainer import PlanTrainer
 from finetune_trainer.progress import ProgressReporter
@@ -130,8 +130,11 @@ def _stop_if_told(file: JobFile) -> None:
 
 def rows_of(run: Run, name: str) -> Dataset | None:
     """Return the prepared rows, `train` or `eval`."""
-    folder = run.data_folder / name
-    return load_from_disk(str(folder)) if folder.is_dir() else None
+    path = run.data_folder / name / ROWS_FILE
+    if not path.parent.is_dir():
+        return None
+    path.stat()  # Arrow's error about a file that is gone does not name it
+    return Dataset.from_file(str(path))
 
 
 def plan_of(run: Run, rows: Dataset, *, shuffled: bool) -> BatchPlan:

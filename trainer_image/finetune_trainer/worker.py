@@ -10,6 +10,7 @@ from finetune_api.contract import ErrorReport, ExitCode, JobFile, Termination, V
 from finetune_trainer import signals
 from finetune_trainer.errors import Infrastructure, StepError, classify
 from finetune_trainer.files import write_whole
+from finetune_trainer.rewrite import keep_torch_out
 
 OUTCOME_FILE = "outcome-rank{rank}.json"
 
@@ -40,10 +41,12 @@ def run_worker(file: JobFile) -> int:
 def _run_step(file: JobFile) -> Termination | None:
     match file.step:
         case "validate":
+            keep_torch_out(file)
             from finetune_trainer.validate import validate
 
             return Termination(exit_code=0, validated=validate(file))
         case "prepare":
+            keep_torch_out(file)
             from finetune_trainer.prepare import prepare
 
             return Termination(exit_code=0, prepared=prepare(file))
