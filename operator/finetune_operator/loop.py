@@ -27,6 +27,10 @@ class Backend(Protocol):
         """Do what a plan says; safe to repeat."""
 
 
+class Conflict(Exception):
+    """What was decided on has changed meanwhile: nothing is wrong, it is decided again."""
+
+
 def utc_now() -> datetime:
     """Return the time; the only clock that decisions ever see."""
     return datetime.now(UTC)
@@ -125,6 +129,8 @@ async def work(
             succeeded = True
             if after is not None:
                 queue.add_after(key, after)
+        except Conflict as conflict:
+            log.info("Reconcile of %s: %s; looking again", "/".join(key), conflict)
         except Exception:  # the one place where a failed reconcile is decided: it is tried again
             log.exception("Reconcile of %s failed; trying again", "/".join(key))
         finally:

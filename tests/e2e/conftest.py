@@ -90,5 +90,7 @@ def furnished(lab: Lab) -> Lab:
     """Put the tiny model on a claim of a namespace."""
     lab.apply(MODELS)
     lab.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/models", "--timeout=60s")
-    tiny_model(lab.folder("models") / "model")
+    model = tiny_model(lab.folder("models") / "model")
+    for path in model.iterdir():
+        path.chmod(0o644)
     return lab

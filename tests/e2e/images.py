@@ -1,5 +1,6 @@
 """The images that ship, built from their Dockerfiles and brought to the nodes."""
 
+import os
 from pathlib import Path
 
 from tests.cluster import Access, Cluster
@@ -27,9 +28,10 @@ def build_all() -> None:
 def bring_to(cluster: Access) -> None:
     """Build the images and bring them to every node of this machine's own cluster.
 
-    Another cluster pulls them: whoever names it has pushed them there under these names.
+    Another cluster pulls them: whoever names it has pushed them there under these names. With
+    FINETUNE_TEST_KEEP_IMAGES set the nodes keep those they have: for work on the operator alone.
     """
-    if isinstance(cluster, Cluster):
+    if isinstance(cluster, Cluster) and not os.environ.get("FINETUNE_TEST_KEEP_IMAGES"):
         build_all()
         for image in (OPERATOR, PREPARE, TRAINER):
             cluster.load_image(image)

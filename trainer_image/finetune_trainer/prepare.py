@@ -26,6 +26,7 @@ from finetune_trainer.models import load_skeleton, load_tokenizer, prepare_model
 from finetune_trainer.skeleton import Skeleton
 
 COUNTS_FILE = "counts.json"
+CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 AVX-512 and AMX, Arm
 DATA_LAYOUT = 2
 """Raised when prepared data must be made anew although its inputs are the same."""
 
@@ -67,7 +68,16 @@ def inspect(file: JobFile) -> PrepareResult:
         data=counts,
         memory_bytes=needed,
         trainable_parameters=trainable,
+        cpu_has_bf16=bool(CPU_FLAGS & _cpu_flags()),
     )
+
+
+def _cpu_flags() -> set[str]:
+    """Return what the processor here can do, as the kernel says it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return set(found.split())
 
 
 def prepare_data(

@@ -11,6 +11,7 @@ import orjson
 from finetune_api.base import GROUP, VERSION
 from finetune_api.objects import plural
 from finetune_operator.cluster.login import Login
+from finetune_operator.loop import Conflict
 
 FIELD_MANAGER = "finetune-operator"
 CALL_TIMEOUT_SECONDS = 20.0
@@ -30,8 +31,12 @@ class ApiError(Exception):
         self.status, self.reason, self.message = status, reason, message
 
 
-class NotLeading(Exception):
+class NotLeading(Conflict):
     """This operator may not write: another one leads."""
+
+
+class Changed(ApiError, Conflict):
+    """The object is no longer the one that was decided on (409)."""
 
 
 class ApiServer:
@@ -189,7 +194,8 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 def _refusal(status: int, content: bytes) -> ApiError:
     try:
         found = orjson.loads(content)
-        return ApiError(status, str(found.get("message", "")), reason=str(found.get("reason", "")))
+        kind = Changed if status == 409 else ApiError
+        return kind(status, str(found.get("message", "")), reason=str(found.get("reason", "")))
     except (ValueError, AttributeError):
         return ApiError(status, content[:500].decode(errors="replace"))
 
