@@ -4,90 +4,22 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from finetune_api.errors import Refusal
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.objects import dump
 from finetune_cli.manifests import Manifest
+from finetune_cli.screen import Screen, escaped
+from finetune_cli.words import INTERRUPTED
 from finetune_operator.local.driver import AlreadyDriven, Driver, driving
 from finetune_operator.local.store import Store
 from finetune_operator.local.tools import artifact_path
 from finetune_operator.plan import Event, Key
 
-LOG_LINES_EVERY_SECONDS = 5.0
 FOLLOW_SECONDS = 0.5
-INTERRUPTED = 130
-
-
-class Screen:
-    """Shows events and progress: a bar in a terminal, plain lines in a log, nothing with json."""
-
-    def __init__(self, output: str) -> None:
-        """Choose the manner."""
-        self._console = Console(stderr=output == "json", highlight=False, soft_wrap=True)
-        self._is_json = output == "json"
-        self._bar: Progress | None = None
-        self._tasks: dict[Key, Any] = {}
-        self._last: dict[Key, tuple[float, int]] = {}
-        if self._console.is_terminal and not self._is_json:
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(),
-                TextColumn("{task.completed}/{task.total}  {task.fields[told]}"), TimeElapsedColumn(),
-                console=self._console,
-            )  # fmt: skip
-            self._bar.start()
-
-    def event(self, key: Key, event: Event) -> None:
-        """Tell a transition."""
-        if self._is_json:
-            return
-        mark = "[yellow]![/]" if event.is_warning else "[green]·[/]"
-        self._console.print(f"{mark} {key.name}: {event.reason}: {_escaped(event.message)}")
-
-    def say(self, text: str) -> None:
-        """Print a line of our own."""
-        if not self._is_json:
-            self._console.print(text)
-
-    def progress(self, key: Key, job: FineTuneJob) -> None:
-        """Show how far a job is."""
-        progress, metrics = job.status.progress, job.status.metrics
-        is_old = job.status.run != job.spec.rerun + 1
-        if progress is None or is_old or self._is_json or not progress.total_steps:
-            return
-        told = f"loss {metrics.loss or '-'}" if metrics else ""
-        told += f"  eta {progress.eta}" if progress.eta else ""
-        if self._bar is not None:
-            if key not in self._tasks:
-                self._tasks[key] = self._bar.add_task(
-                    key.name, total=progress.total_steps, told=told
-                )
-            self._bar.update(self._tasks[key], completed=progress.step, told=told)
-            return
-        then, step = self._last.get(key, (0.0, -1))
-        due = (
-            time.monotonic() - then >= LOG_LINES_EVERY_SECONDS
-            or progress.step == progress.total_steps
-        )
-        if due and step != progress.step:
-            self._last[key] = (time.monotonic(), progress.step)
-            self._console.print(f"  {key.name}: step {progress.summary}  {told}")
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def apply_all(store: Store, manifests: list[Manifest], screen: Screen) -> list[Key]:
@@ -131,8 +63,12 @@ def run(store: Store, manifests: list[Manifest], output: str) -> int:
     return report(store, keys, screen, output)
 
 
+def _tell(screen: Screen, key: Key, event: Event) -> None:
+    screen.event(key.name, event.reason, event.message, is_warning=event.is_warning)
+
+
 async def _drive(store: Store, keys: list[Key], screen: Screen) -> bool:
-    driver = Driver(store, keys, screen.event)
+    driver = Driver(store, keys, partial(_tell, screen))
     presses = 0
 
     def interrupt() -> None:
@@ -152,7 +88,7 @@ async def _drive(store: Store, keys: list[Key], screen: Screen) -> bool:
         for key in keys:
             resource = store.get(key) if key.kind == "FineTuneJob" else None
             if isinstance(resource, FineTuneJob):
-                screen.progress(key, resource)
+                screen.progress(resource)
 
     await driver.run(tick)
     return presses > 0
@@ -165,7 +101,7 @@ def _follow(store: Store, keys: list[Key], screen: Screen, output: str) -> int:
         for key in keys:
             resource = store.get(key)
             if isinstance(resource, FineTuneJob):
-                screen.progress(key, resource)
+                screen.progress(resource)
         resting = ("Succeeded", "Failed", "Ready", "Suspended")
         if all(
             r.status.phase in resting and r.status.observed_generation == r.metadata.generation
@@ -194,7 +130,7 @@ def report(store: Store, keys: list[Key], screen: Screen, output: str) -> int:
         if not fine or key.kind != "DatasetRegistration":
             colour = "green" if fine else "red"
             head = f"[bold {colour}]{status.phase}[/] {key.kind} {key.name} ({status.reason})"
-            screen.say(f"{head}: {_escaped(status.message)}")
+            screen.say(f"{head}: {escaped(status.message)}")
         if isinstance(resource, FineTuneJob) and status.phase == "Succeeded":
             _tell_results(store, key, resource, screen)
         elif not fine:
@@ -217,10 +153,3 @@ def _short(path: Path) -> str:
         return os.path.relpath(path) if Path.cwd() in path.parents else str(path)
     except ValueError:
         return str(path)
-
-
-def fail(refusal: Refusal) -> int:
-    """Print a refusal; return the exit code."""
-    for problem in refusal.problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 2

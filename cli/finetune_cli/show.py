@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from finetune_api.base import API_VERSION
 from finetune_api.crd import RESOURCES
 from finetune_api.objects import Resource, dump
 
@@ -34,38 +35,48 @@ def age(timestamp: str | None) -> str:
     """Return how long ago a time was, as kubectl says it."""
     if not timestamp:
         return ""
-    then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    seconds = int((datetime.now(UTC) - then).total_seconds())
+    return span(int(datetime.now(UTC).timestamp() - seconds_of(timestamp)))
+
+
+def seconds_of(timestamp: str) -> float:
+    """Return the seconds since the epoch of a time that Kubernetes wrote."""
+    return datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def span(seconds: int) -> str:
+    """Return a time span, as kubectl says it."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= 2 * size:
             return f"{seconds // size}{unit}"
     return f"{max(seconds, 0)}s"
 
 
-def print_table(kind: str, resources: list[Resource], *, wide: bool) -> None:
+def whole(kind: str, resource: Resource) -> dict[str, Any]:
+    """Return an object as an API server would show it."""
+    return {"apiVersion": API_VERSION, "kind": kind, **dump(resource)}
+
+
+def print_table(
+    kind: str, bodies: list[dict[str, Any]], *, wide: bool, namespaces: bool = False
+) -> None:
     """Print objects of one kind with the columns of its CRD."""
     columns = [
         column
         for column in next(r for r in RESOURCES if r.kind == kind).columns
         if wide or not column.priority
     ]
-    rows = [["NAME", *(column.name.upper() for column in columns)]]
-    for resource in resources:
-        body = dump(resource)
+    rows = [["NAMESPACE", "NAME", *(column.name.upper() for column in columns)]]
+    for body in bodies:
         cells = [
             age(_at(body, c.path)) if c.type == "date" else _cell(_at(body, c.path))
             for c in columns
         ]
-        rows.append([resource.metadata.name, *cells])
-    print("\n".join(_aligned(rows)))
+        rows.append([_at(body, "metadata.namespace"), _at(body, "metadata.name"), *cells])
+    print("\n".join(_aligned(rows if namespaces else [row[1:] for row in rows])))
 
 
-def print_as(resources: list[tuple[str, Resource]], output: str) -> None:
+def print_as(bodies: list[dict[str, Any]], output: str) -> None:
     """Print whole objects as JSON or YAML."""
-    bodies = [
-        {"apiVersion": "finetune.dev/v1alpha1", "kind": kind, **dump(resource)}
-        for kind, resource in resources
-    ]
     value: Any = (
         bodies[0] if len(bodies) == 1 else {"apiVersion": "v1", "kind": "List", "items": bodies}
     )
@@ -75,14 +86,13 @@ def print_as(resources: list[tuple[str, Resource]], output: str) -> None:
         print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
 
 
-def describe(kind: str, resource: Resource, events: list[dict[str, str]]) -> str:
+def describe(body: dict[str, Any], events: list[dict[str, str]]) -> str:
     """Return everything worth knowing of an object, as text."""
-    body = dump(resource)
     status: dict[str, Any] = body.get("status", {})
     lines = [
-        f"Name:       {resource.metadata.name}",
-        f"Namespace:  {resource.metadata.namespace}",
-        f"Kind:       {kind}",
+        f"Name:       {body['metadata']['name']}",
+        f"Namespace:  {body['metadata']['namespace']}",
+        f"Kind:       {body['kind']}",
         f"Phase:      {status.get('phase', '')} ({status.get('reason', '')})",
         f"Message:    {status.get('message', '')}",
     ]

@@ -141,9 +141,9 @@ class Lab:
         body = a_job(
             name,
             model={"uri": "pvc://models/model"},
-            training={"maxSteps": 60, "loggingSteps": 1},
+            training={"maxSteps": 400},
             workers={"gpusPerNode": 0, "env": PINNED, "terminationGracePeriodSeconds": 20},
-            checkpoint={"everySteps": 10},
+            checkpoint={"everySteps": 20},
         )
         return _deep(body, {"spec": spec})
 
@@ -181,5 +181,5 @@ def result(folder: Path) -> Result:
     lines = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
     return Result(
         adapter=(folder / "adapter_model.safetensors").read_bytes(),
-        losses=[(line["step"], line["loss"]) for line in lines if "loss" in line],
+        losses=[(line["current_steps"], line["loss"]) for line in lines if "loss" in line],
     )

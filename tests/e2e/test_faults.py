@@ -50,7 +50,7 @@ def test_pods_deleted_evicted_and_suspended(lab: Lab, unbroken: Result) -> None:
         body = lab.succeeded(name)
         trains = [a for a in body["status"]["attempts"] if a["step"] == "train"]
         assert len(trains) == 2, lab.story()
-        assert trains[1]["resumedFromStep"] >= 10
+        assert trains[1]["resumedFromStep"] >= 20
         same(lab, name, unbroken)
 
 

@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> int:
     foreign = [
         path.parent
         for path in folder.rglob("manifest.json")
-        if (found := read_manifest(path.parent)) and f"{found.namespace}/{found.name}" != given.owner
+        if (found := read_manifest(path.parent))
+        and f"{found.namespace}/{found.name}" != given.owner
     ]
     if foreign:
         print(f"{given.location} holds results of others ({foreign[0]}); nothing was removed")
