@@ -1,0 +1,1 @@
+"""The commands that work on a Kubernetes cluster, by a kubeconfig; none of them needs the operator's code."""
