@@ -1,19 +1,17 @@
 """The last word of a step as a kubelet carries it: at most 4096 bytes, whatever it has to say."""
 
 import base64
-import binascii
 import zlib
 from collections.abc import Callable, Iterator
 
-from pydantic import ValidationError
-
-from finetune_api.contract import Termination
+from finetune_api.contract import ErrorReport, Termination
 from finetune_api.status import History
 
 LIMIT_BYTES = 4096
 """Of one container's termination message (Kubernetes, `terminationMessagePath`)."""
 PACKED = "zlib:"
 SHORT_MESSAGE, SHORT_TAIL = 1024, 512
+BARE_MESSAGE = 256
 
 Cut = Callable[[Termination], Termination]
 
@@ -27,8 +25,7 @@ def encode(termination: Termination) -> str:
         packed = PACKED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
         if len(packed) <= LIMIT_BYTES:
             return packed
-    bare = Termination(exit_code=termination.exit_code)
-    return bare.model_dump_json(by_alias=True, exclude_none=True)
+    return _bare(termination).model_dump_json(by_alias=True, exclude_none=True)
 
 
 def decode(text: str) -> Termination | None:
@@ -39,14 +36,14 @@ def decode(text: str) -> Termination | None:
             # A bound, since whatever runs in a pod may write there.
             text = zlib.decompressobj().decompress(packed, 64 * LIMIT_BYTES).decode()
         return Termination.model_validate_json(text)
-    except (ValidationError, binascii.Error, zlib.error, UnicodeDecodeError):
+    except (ValueError, zlib.error):  # no base64, no text, no JSON, none of ours
         return None
 
 
 def _ever_shorter(termination: Termination) -> Iterator[Termination]:
     yield termination
     for cut in (_without_preview, _with_short_error, _with_half_history, _with_half_history,
-                _with_half_history, _without_row_errors):  # fmt: skip
+                _with_half_history, _without_row_errors, _without_history):  # fmt: skip
         termination = cut(termination)
         yield termination
 
@@ -75,6 +72,23 @@ def _with_half_history(end: Termination) -> Termination:
         return end
     halves = {name: _half(getattr(end.snapshot, name)) for name in ("loss_history", "eval_history")}
     return end.model_copy(update={"snapshot": end.snapshot.model_copy(update=halves)})
+
+
+def _without_history(end: Termination) -> Termination:
+    if end.snapshot is None:
+        return end
+    none: dict[str, History] = {"loss_history": [], "eval_history": []}
+    return end.model_copy(update={"snapshot": end.snapshot.model_copy(update=none)})
+
+
+def _bare(end: Termination) -> Termination:
+    """Return what decides what follows, and the beginning of what went wrong."""
+    said = end.error.message[:BARE_MESSAGE] if end.error else ""
+    return Termination(
+        exit_code=end.exit_code,
+        stop_was_requested=end.stop_was_requested,
+        error=ErrorReport(message=said, rank=end.error.rank) if end.error else None,
+    )
 
 
 def _half(points: History) -> History:

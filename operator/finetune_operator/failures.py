@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from finetune_api.contract import FAILURE_CLASSES, ExitCode, Termination
+from finetune_api.contract import FAILURE_CLASSES, ErrorReport, ExitCode, Termination
 from finetune_api.status import Attempt, Failure, FailureClass
 from finetune_operator.plan import ObservedRun
+
+RESULTS = {"validate": "validated", "prepare": "prepared", "train": "trained"}
+"""Field of the last word that holds a step's result; of every other step `exported`."""
 
 
 class Next(StrEnum):
@@ -28,12 +31,19 @@ class Judgement:
 
 def termination_of(run: ObservedRun) -> Termination:
     """Return a run's last word; a run that vanished without one was lost from outside."""
-    if run.termination is not None:
-        return run.termination
-    from finetune_api.contract import ErrorReport
-
+    end = run.termination
+    if end is not None and (end.exit_code != 0 or _result(run.step, end) is not None):
+        return end
+    if end is not None:
+        silent = ErrorReport(message=f"the image ended {run.step} well, but without a result of it")
+        return end.model_copy(update={"exit_code": ExitCode.BUG, "error": silent})
     lost = ErrorReport(message="the process ended without a word; it was killed from outside")
     return Termination(exit_code=ExitCode.INFRASTRUCTURE, error=lost, snapshot=run.snapshot)
+
+
+def _result(step: str, end: Termination) -> object:
+    """Return what a step leaves when it ends well."""
+    return getattr(end, RESULTS.get(step, "exported"))
 
 
 def judge(

@@ -1,19 +1,23 @@
 """From a Job and its Pod to an observed run: does it run, how did it end, what does it wait for."""
 
+import re
 from datetime import UTC, datetime
 
 from finetune_api.contract import FAILURE_CLASSES, ErrorReport, ExitCode, Termination
 from finetune_api.lastword import decode
 from finetune_operator.cluster.records import Job, Pod, Terminated
+from finetune_operator.cluster.records import Waiting as Container
 from finetune_operator.conditions import seconds_of
 from finetune_operator.manifests import labels
 from finetune_operator.plan import ObservedRun, Waiting
 
 OOM_KILLED = "OOMKilled"
+BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
 IMAGE_REASONS = {
     "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull",
     "ImageInspectError", "RegistryUnavailable",
 }  # fmt: skip
+LONGEST_MESSAGE = 4096
 LOST_POD_SECONDS = 30.0
 """How long after its grace period a pod is waited for; then its node is taken for lost."""
 
@@ -59,7 +63,8 @@ def _seconds(text: str | None) -> float | None:
 def _termination(job: Job, pod: Pod | None, ended: Terminated | None) -> Termination | None:
     """Return a run's last word, or what its end tells; None if nothing is known."""
     if ended is not None and (said := decode(ended.message)) is not None:
-        return said
+        # Whatever runs there may have written it; an exit code is a byte.
+        return said.model_copy(update={"exit_code": said.exit_code & 0xFF})
     if pod is None:
         return _lost("its pod vanished before it could be read") if job.has("Failed") else None
     disruption = pod.condition("DisruptionTarget")
@@ -73,7 +78,8 @@ def _termination(job: Job, pod: Pod | None, ended: Terminated | None) -> Termina
 
 
 def _lost(message: str) -> Termination:
-    return Termination(exit_code=ExitCode.INFRASTRUCTURE, error=ErrorReport(message=message))
+    error = ErrorReport(message=message[:LONGEST_MESSAGE])
+    return Termination(exit_code=ExitCode.INFRASTRUCTURE, error=error)
 
 
 def _class_of(ended: Terminated) -> int:
@@ -133,8 +139,8 @@ def _not_started(pod: Pod) -> Waiting | None:
     if waiting.reason in IMAGE_REASONS:
         return Waiting(
             "ImageNotPulled",
-            f"pod {pod.metadata.name}: {waiting.reason}: {waiting.message}; correct the image's name,"
-            " or give a pull secret for its registry",
+            f"pod {pod.metadata.name}: {_without_turn(waiting)}; correct the image's name, or give a"
+            " pull secret for its registry",
         )
     if waiting.reason in (
         "CreateContainerConfigError",
@@ -145,6 +151,12 @@ def _not_started(pod: Pod) -> Waiting | None:
             "ContainerNotCreated", f"pod {pod.metadata.name}: {waiting.reason}: {waiting.message}"
         )
     return None
+
+
+def _without_turn(waiting: Container) -> str:
+    """Return why an image is not there, in the same words while a kubelet pauses and while it tries."""
+    said = BACK_OFF.sub("", waiting.message)
+    return said if said else f"{waiting.reason}: {waiting.message}"
 
 
 def waiting_of_events(events: list[tuple[str, str]]) -> Waiting | None:

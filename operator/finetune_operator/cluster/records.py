@@ -95,7 +95,7 @@ class Waiting(msgspec.Struct, frozen=True, gc=False):
 class Running(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """A container that runs."""
 
-    started_at: str = ""
+    started_at: str | None = None
 
 
 class Terminated(msgspec.Struct, rename="camel", frozen=True, gc=False):

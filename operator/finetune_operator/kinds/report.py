@@ -11,6 +11,7 @@ from finetune_operator.conditions import timestamp, with_condition
 from finetune_operator.plan import Event, Observed, ObservedRun
 
 S = TypeVar("S", bound=Status)
+LONGEST_MESSAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Told:
 def told(status: S, told_: Told, metadata: Metadata, now: datetime, **changes: object) -> S:
     """Return a status that says how things stand."""
     conditions = list(status.conditions)
+    # What is quoted in it may be as long as a message may be.
+    message = told_.message[:LONGEST_MESSAGE]
     for type_, holds in told_.conditions.items():
         new = Condition(
             type=type_,
             status="Unknown" if holds is None else "True" if holds else "False",
             reason=told_.reason,
-            message=told_.message,
+            message=message,
             last_transition_time=timestamp(now),
             observed_generation=metadata.generation,
         )
@@ -42,7 +45,7 @@ def told(status: S, told_: Told, metadata: Metadata, now: datetime, **changes: o
             "observed_generation": metadata.generation,
             "phase": told_.phase,
             "reason": told_.reason,
-            "message": told_.message,
+            "message": message,
             "conditions": conditions,
             **changes,
         }

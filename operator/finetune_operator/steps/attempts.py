@@ -79,6 +79,11 @@ def advance(
     end = termination_of(seen)
     if end.exit_code == 0:
         return _succeeded(base, attempt, seen, end)
+    if attempt.end_time is not None and attempt.exit_code == 0:
+        # It ended well and said so; its pod, and its word with it, was removed since.
+        return _recorded(
+            status, step, number=attempt.number + 1, divisor=attempt.micro_batch_divisor, now=now
+        )
     return _failed(base, attempt, seen, status, policy, now)
 
 
@@ -90,8 +95,16 @@ def _recorded(status: Status, step: str, *, number: int, divisor: int, now: date
     attempt = Attempt(
         step=step, number=number, start_time=timestamp(now), micro_batch_divisor=divisor
     )
-    attempts = [*status.attempts, attempt][-KEPT_ATTEMPTS:]
+    attempts = _newest([*status.attempts, attempt])
     return Advance(attempts=attempts, restarts=status.restarts, attempt=attempt)
+
+
+def _newest(attempts: list[Attempt]) -> list[Attempt]:
+    """Return as many attempts as are kept; the last of a step stays, or it would seem never made."""
+    last = {attempt.step: attempt for attempt in attempts}
+    older = [attempt for attempt in attempts if attempt is not last[attempt.step]]
+    dropped = older[: max(len(attempts) - KEPT_ATTEMPTS, 0)]
+    return [attempt for attempt in attempts if not any(attempt is one for one in dropped)]
 
 
 def _succeeded(base: Advance, attempt: Attempt, seen: ObservedRun, end: Termination) -> Advance:

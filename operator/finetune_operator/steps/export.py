@@ -8,14 +8,14 @@ from finetune_api.status import Attempt
 from finetune_api.storage import Location
 from finetune_operator.plan import Key, StepRun
 from finetune_operator.steps.files import absolute, base_folder, export_output, run_output, variant
-from finetune_operator.steps.naming import shared_name, work_claim
+from finetune_operator.steps.naming import LONGEST, shared_name, shortened, work_claim
 
 STEP = "export"
 
 
 def step_name(export: JobExport) -> str:
-    """Return the name of a job's export among its steps."""
-    return f"export-{export.name}"
+    """Return the name of a job's export among its steps; a label holds it, so it may be shortened."""
+    return shortened(f"export-{export.name}", LONGEST)
 
 
 def settings_of(export: ExportSettings) -> ExportSettings:

@@ -5,6 +5,8 @@ import hashlib
 from finetune_api.meta import Metadata
 
 LONGEST = 63  # a label and a DNS name have no more
+LONGEST_JOB = 61
+"""Of an Indexed Job: its pod's host name has "-0" more, and the API server refuses what cannot be."""
 STEP_CHARACTERS = 20
 UID_CHARACTERS = 8
 
@@ -23,8 +25,13 @@ def shared_name(metadata: Metadata, *, run: int, step: str, variant: str = "") -
 
 
 def run_name(metadata: Metadata, *, run: int, step: str, attempt: int) -> str:
-    """Return the name of a step run; at most 63 characters, whatever the names of job and step."""
-    if len(step) > STEP_CHARACTERS:
-        step = f"{step[: STEP_CHARACTERS - 7]}-{hashlib.sha256(step.encode()).hexdigest()[:6]}"
-    rest = f"-{metadata.uid[:UID_CHARACTERS]}-{run}-{step}-{attempt}"
-    return metadata.name[: LONGEST - len(rest)].rstrip("-.") + rest
+    """Return the name of a step run; at most 61 characters, whatever the names of job and step."""
+    rest = f"-{metadata.uid[:UID_CHARACTERS]}-{run}-{shortened(step, STEP_CHARACTERS)}-{attempt}"
+    return metadata.name[: LONGEST_JOB - len(rest)].rstrip("-.") + rest
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return a name cut to a length, still its own by a digest."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest - 7]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
