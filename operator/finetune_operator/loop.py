@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from finetune_operator.plan import Key, Observed, Plan
 
 FIRST_DELAY_SECONDS = 0.005
 LONGEST_DELAY_SECONDS = 300.0
+SPARE_DELAYS = 64
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class WorkQueue:
         self._active: set[Key] = set()
         self._again: set[Key] = set()
         self._delayed: list[_Delayed] = []
+        self._due: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
 
     def add(self, key: Key) -> None:
@@ -63,14 +66,24 @@ class WorkQueue:
             self._ready.put_nowait(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Have a key looked at when some time has passed."""
-        heapq.heappush(self._delayed, _Delayed(asyncio.get_running_loop().time() + seconds, key))
+        """Have a key looked at when some time has passed, or before: then it is asked for again."""
+        due = asyncio.get_running_loop().time() + seconds
+        if due >= self._due.get(key, math.inf):
+            return
+        self._due[key] = due
+        heapq.heappush(self._delayed, _Delayed(due, key))
+        if len(self._delayed) > 2 * len(self._due) + SPARE_DELAYS:
+            self._delayed = [_Delayed(at, each) for each, at in self._due.items()]
+            heapq.heapify(self._delayed)
 
     def release_due(self) -> float | None:
         """Add what is due; return the seconds until the next is."""
         now = asyncio.get_running_loop().time()
         while self._delayed and self._delayed[0].due <= now:
-            self.add(heapq.heappop(self._delayed).key)
+            first = heapq.heappop(self._delayed)
+            if self._due.get(first.key) == first.due:  # else an earlier time was asked for since
+                del self._due[first.key]
+                self.add(first.key)
         return self._delayed[0].due - now if self._delayed else None
 
     async def get(self) -> Key:
@@ -96,7 +109,7 @@ class WorkQueue:
     def is_idle(self, *, within: float) -> bool:
         """Tell whether nothing is to be looked at now or within some seconds."""
         soon = asyncio.get_running_loop().time() + within
-        is_due = bool(self._delayed) and self._delayed[0].due <= soon
+        is_due = any(due <= soon for due in self._due.values())
         return not (self._waiting or self._active or self._again or is_due)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -55,6 +56,7 @@ class Cache:
         self._refers_to: dict[Key, set[Key]] = {}
         self._jobs_of: dict[Key, set[tuple[str, str]]] = defaultdict(set)
         self._pods_of: dict[tuple[str, str], dict[str, Pod]] = defaultdict(dict)
+        self._pods_of_owner: dict[Key, dict[str, Pod]] = defaultdict(dict)
         self._last_words: dict[tuple[str, str], Pod] = {}
         self.kinds: dict[str, list[Informer[Custom]]] = {}
         self.jobs: list[Informer[Job]] = []
@@ -124,14 +126,7 @@ class Cache:
 
     def pods_of_name(self, key: Key) -> list[Pod]:
         """Return the pods of all objects that ever had a name."""
-        return [
-            pod
-            for pods in self._pods_of.values()
-            for pod in pods.values()
-            if pod.metadata.labels.get(labels.NAME) == key.name
-            and pod.metadata.labels.get(labels.KIND) == key.kind
-            and pod.metadata.namespace == key.namespace
-        ]
+        return list(self._pods_of_owner.get(key, {}).values())
 
     def learn_custom(self, kind: str, body: bytes) -> None:
         """Take the answer to a write of our own."""
@@ -165,7 +160,10 @@ class Cache:
                 del self._watchers[target]
         if record is None:
             return
-        spec = msgspec.json.decode(record.spec, type=_References)
+        try:
+            spec = msgspec.json.decode(record.spec, type=_References)
+        except msgspec.ValidationError:  # another release's; whoever decides on it will say so
+            return
         named = [Key("DatasetRegistration", key.namespace, d.name)
                  for d in [*spec.datasets, *spec.eval_datasets]]  # fmt: skip
         if spec.source is not None and spec.source.job_ref is not None:
@@ -192,15 +190,15 @@ class Cache:
         record = new or old
         assert record is not None
         meta = record.metadata
-        name = (meta.namespace, meta.labels.get(JOB_NAME, ""))
+        name, owner = (meta.namespace, meta.labels.get(JOB_NAME, "")), owner_of(meta)
         if new is None:
-            self._pods_of[name].pop(meta.name, None)
-            if not self._pods_of[name]:
-                del self._pods_of[name]
+            _forget(self._pods_of, name, meta.name)
+            _forget(self._pods_of_owner, owner, meta.name)
             self._keep_last_word(name, record)
         else:
             self._pods_of[name][meta.name] = record
-        self._wake(owner_of(meta))
+            self._pods_of_owner[owner][meta.name] = record
+        self._wake(owner)
 
     def _keep_last_word(self, name: tuple[str, str], pod: Pod) -> None:
         """Keep the end of a deleted pod while its Job is there."""
@@ -208,6 +206,17 @@ class Cache:
             self._last_words[name] = pod
             while len(self._last_words) > KEPT_LAST_WORDS:
                 self._last_words.pop(next(iter(self._last_words)))
+
+
+K = TypeVar("K")
+
+
+def _forget(index: dict[K, dict[str, Pod]], key: K, name: str) -> None:
+    """Take a pod out of an index, and its key with the last of them."""
+    found = index.get(key, {})
+    found.pop(name, None)
+    if not found:
+        index.pop(key, None)
 
 
 def owner_of(meta: Meta) -> Key:

@@ -14,6 +14,7 @@ from finetune_operator.cluster.records import (
     Record,
     decode_event,
     decode_page,
+    name_of,
     version_of,
 )
 
@@ -66,8 +67,15 @@ class Informer(Generic[R]):
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
     async def relist(self) -> None:
-        """Make the copy as current as the API server is now."""
-        await self._list()
+        """Make the copy as current as the API server is now, however long that takes."""
+        while True:
+            try:
+                await self._list()
+            except ApiError as error:
+                log.warning("List of %s: %s; trying again", self.path, error)
+                await asyncio.sleep(FIRST_PAUSE_SECONDS * random.uniform(1.0, 3.0))
+            else:
+                return
 
     async def _list(self) -> str:
         """Read everything; tell what came, changed, and vanished unseen."""
@@ -76,15 +84,15 @@ class Informer(Generic[R]):
             page = decode_page(content)
             version = version or page.metadata.resource_version
             for raw in page.items:
-                record = self._decode(raw)
-                found.add(_name(record))
-                self._take(record)
+                found.add(name_of(raw))
+                if (record := self._read(raw)) is not None:
+                    self._take(record)
         self.last_heard = time.monotonic()
         listed = int(version)
         for name in [name for name in self.objects if name not in found]:
             # What was written after the list began is newer than the list, not absent from it.
             if self.objects[name].metadata.version <= listed:
-                self._drop(self.objects[name])
+                self._drop(self.objects[name], at=listed)
         self.synced.set()
         return version
 
@@ -99,10 +107,12 @@ class Informer(Generic[R]):
             if event.type == "BOOKMARK":
                 version = version_of(event.object)
                 continue
-            record = self._decode(event.object)
-            version = record.metadata.resource_version
+            version = version_of(event.object)
+            record = self._read(event.object)
+            if record is None:
+                continue
             if event.type == "DELETED":
-                self._drop(record)
+                self._drop(record, at=record.metadata.version)
             else:
                 self._take(record)
         self.last_heard = time.monotonic()
@@ -112,26 +122,36 @@ class Informer(Generic[R]):
         """Take the answer to a write of our own: it must be seen before anything else is decided."""
         self._take(self._decode(body))
 
+    def _read(self, raw: bytes | msgspec.Raw) -> R | None:
+        """Return a record; one that cannot be read must not end the copies of all others."""
+        try:
+            return self._decode(raw)
+        except ValueError as error:
+            log.error("%s %s cannot be read: %s", self.path, "/".join(name_of(raw)), error)
+            return None
+
     def _take(self, record: R) -> None:
         name, meta = _name(record), record.metadata
         old = self.objects.get(name)
-        if (
-            old is not None
-            and old.metadata.uid == meta.uid
-            and old.metadata.version >= meta.version
-        ):
+        # Versions of a resource are comparable: an object of the same name, too, came before or after.
+        if old is not None and old.metadata.version >= meta.version:
             return
         if meta.version <= self._gone.get(meta.uid, -1):
             return
+        if old is not None and old.metadata.uid != meta.uid:
+            self._bury(old.metadata.uid, meta.version)
         self.objects[name] = record
         self._on_change(old, record)
 
-    def _drop(self, record: R) -> None:
-        name, meta = _name(record), record.metadata
-        old = self.objects.get(name)
-        self._gone[meta.uid] = max(meta.version, self._gone.get(meta.uid, 0))
+    def _bury(self, uid: str, version: int) -> None:
+        self._gone[uid] = max(version, self._gone.get(uid, 0))
         while len(self._gone) > 1000:
             self._gone.pop(next(iter(self._gone)))
+
+    def _drop(self, record: R, *, at: int) -> None:
+        name, meta = _name(record), record.metadata
+        old = self.objects.get(name)
+        self._bury(meta.uid, at)
         if old is None or old.metadata.uid != meta.uid:
             return
         del self.objects[name]

@@ -220,6 +220,23 @@ decode_page = msgspec.json.Decoder(Page).decode
 decode_event = msgspec.json.Decoder(WatchEvent).decode
 
 
+class _Named(msgspec.Struct):
+    class Metadata(msgspec.Struct):
+        name: str
+        namespace: str = ""
+
+    metadata: Metadata
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
+def name_of(body: bytes | msgspec.Raw) -> tuple[str, str]:
+    """Return namespace and name of any object, whatever else stands in it."""
+    meta = _named.decode(body).metadata
+    return meta.namespace, meta.name
+
+
 def version_of(body: bytes | msgspec.Raw) -> str:
     """Return the resource version of any object, e.g. a bookmark."""
     found: dict[str, Any] = msgspec.json.decode(body)
