@@ -1,6 +1,7 @@
 """A way to the API server that can be cut, and that can kill its caller once a write was delivered."""
 
 import asyncio
+import contextlib
 import ssl
 import threading
 from collections.abc import Callable
@@ -48,6 +49,7 @@ class Proxy:
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+        self._loop.close()
 
     def cut(self) -> None:
         """Let nothing through, and end what is open."""
@@ -67,17 +69,18 @@ class Proxy:
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         application = web.Application(client_max_size=8 << 20)
         application.router.add_route("*", "/{path:.*}", self._forward)
-        self._runner = web.AppRunner(application, access_log=None)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         host, port = self._runner.addresses[0][:2]
         self.url = f"http://{host}:{port}"
 
     async def _close(self) -> None:
         await self._end_streams()
-        await self._session.close()
         await self._runner.cleanup()
+        await self._session.close()
+        await asyncio.sleep(0.1)  # transports close in the loop's next rounds
 
     async def _end_streams(self) -> None:
         for task in list(self._streams):
@@ -100,8 +103,8 @@ class Proxy:
         }
         body = await request.read()
         async with self._session.request(
-            request.method, self._server + request.path_qs, headers=headers, data=body,
-            timeout=aiohttp.ClientTimeout(total=None),
+            request.method, self._server + request.path_qs, headers=headers, data=body or None,
+            timeout=aiohttp.ClientTimeout(total=None), skip_auto_headers=("Content-Type",),
         ) as answer:  # fmt: skip
             if request.method in WRITES:
                 return await self._of_write(request, answer)
@@ -111,9 +114,10 @@ class Proxy:
                 headers={k: v for k, v in answer.headers.items() if k.lower() in kept},
             )
             await response.prepare(request)
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
-            await response.write_eof()
+            with contextlib.suppress(ConnectionResetError):  # the caller was killed
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+                await response.write_eof()
             return response
 
     async def _of_write(
