@@ -4,7 +4,7 @@ READY := .venv/.ready
 SOURCES := crds operator trainer_image cli tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check fix generate lock nightly bench cluster clean
+.PHONY: help setup quickstart test check fix generate lock nightly bench e2e cluster clean
 
 help: ## List the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,7 +22,9 @@ quickstart: $(READY) ## Fine-tune a small model on this computer, no GPU needed
 	@echo "Talk with it yourself: .venv/bin/finetune local chat brio --compare"
 
 test: check ## All tests; installs what it needs
-	@$(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly"
+	@$(PYTHON) -m tests.e2e.images
+	@$(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly" --ignore tests/e2e
+	@$(PYTHON) -m pytest tests/e2e -m "not nightly"
 
 check: $(READY) ## Format, lint, types, import contracts, unit and contract tests: under two minutes
 	@$(PYTHON) -m ruff format --check $(SOURCES)
@@ -53,6 +55,10 @@ nightly: $(READY) ## Tests that take too long for every change
 
 bench: $(READY) ## Benchmarks: ratios measured in one run
 	@$(PYTHON) benchmarks/packing.py
+
+e2e: $(READY) ## Tests with a real cluster, real images and real pods (as root)
+	@$(PYTHON) -m tests.e2e.images
+	@$(PYTHON) -m pytest tests/e2e -m "not nightly"
 
 cluster: $(READY) ## A real Kubernetes on this computer (as root), and a shell that speaks to it
 	@$(PYTHON) -m tests.cluster up

@@ -5,6 +5,7 @@ import heapq
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -106,6 +107,11 @@ class WorkQueue:
             self._again.discard(key)
             self.add(key)
 
+    @property
+    def length(self) -> int:
+        """How many keys wait, those not due yet left out."""
+        return len(self._waiting)
+
     def is_idle(self, *, within: float) -> bool:
         """Tell whether nothing is to be looked at now or within some seconds."""
         soon = asyncio.get_running_loop().time() + within
@@ -132,19 +138,22 @@ async def work(
     queue: WorkQueue,
     backend: Backend,
     decisions: Mapping[str, Callable[[Any, Observed, datetime], Plan]],
+    measure: Callable[[Key, str, float], None] = lambda *_: None,
 ) -> None:
     """Reconcile keys until cancelled; a key that fails delays no other."""
     while True:
         key = await queue.get()
-        succeeded = False
+        succeeded, outcome, started = False, "failed", time.monotonic()
         try:
             after = await reconcile(key, backend, decisions)
-            succeeded = True
+            succeeded, outcome = True, "done"
             if after is not None:
                 queue.add_after(key, after)
         except Conflict as conflict:
+            outcome = "conflict"
             log.info("Reconcile of %s: %s; looking again", "/".join(key), conflict)
         except Exception:  # the one place where a failed reconcile is decided: it is tried again
             log.exception("Reconcile of %s failed; trying again", "/".join(key))
         finally:
             queue.done(key, succeeded=succeeded)
+            measure(key, outcome, time.monotonic() - started)

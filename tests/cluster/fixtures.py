@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,14 @@ def cluster() -> Iterator[Access]:
         return
     if reason := why_not():
         pytest.skip(f"no test cluster: {reason}")
-    with used(Cluster(default_state())) as own:
+    with ExitStack() as stack:
+        try:
+            own = stack.enter_context(used(Cluster(default_state())))
+        except ClusterError as error:
+            # A machine that cannot host one is no fault of the code; who relies on it says so.
+            if os.environ.get("FINETUNE_REQUIRE_CLUSTER"):
+                raise
+            pytest.skip(f"the test cluster does not come up here: {error}")
         yield own
 
 

@@ -32,6 +32,7 @@ class World:
 
     def __init__(self, *manifests: dict[str, Any]) -> None:
         self.now = START
+        self.machine: Machine | None = Machine()
         self.objects: dict[tuple[str, str], Resource] = {}
         self.runs: dict[str, ObservedRun] = {}
         self.made: dict[str, StepRun] = {}
@@ -76,7 +77,7 @@ class World:
             job_runs={self.job.metadata.name: self.runs}
             if any(k[0] == "FineTuneJob" for k in self.objects)
             else {},
-            machine=Machine(),
+            machine=self.machine,
         )
 
     def decide(self, key: tuple[str, str]) -> Plan:

@@ -6,12 +6,14 @@ import pytest
 
 from finetune_api.contract import ExitCode, Termination
 from finetune_api.modelexport import ExportFormat, JobExport
+from finetune_api.objects import parse
+from finetune_api.resolve import Machine
 from finetune_operator.conditions import is_true
 from finetune_operator.manifests.labels import STEP, step_labels
 from finetune_operator.plan import Key
 from finetune_operator.steps.export import step_name
 from finetune_operator.steps.naming import run_name
-from tests.builders import a_dataset, a_job
+from tests.builders import a_dataset, a_job, an_export
 from tests.fakes.world import World
 
 LONG = "e" * 63
@@ -90,3 +92,73 @@ def test_a_last_word_lost_later_is_not_held_against_the_job() -> None:
     assert world.job.status.restarts == 0
     world.finish_all()
     assert world.job.status.phase == "Succeeded"
+
+
+def test_running_time_before_a_suspension_counts() -> None:
+    """On a cluster a stopped run is gone, with its times, before the next look."""
+    world = World(a_dataset(), a_job(activeDeadlineSeconds=100))
+    walk_to(world, "train")
+    world.pass_time(60)
+    world.change("FineTuneJob", suspend=True)
+    world.step(("FineTuneJob", "tiny"))
+    world.runs = {name: run for name, run in world.runs.items() if "-train-" not in name}
+    world.settle()
+    assert world.job.status.phase == "Suspended"
+    assert world.job.status.running_seconds == 60
+
+
+def rows_of(size: int, *, machine: Machine | None = None) -> World:
+    names = [f"rows-{number}" for number in range(32)]
+    sets = [a_dataset(name, source={"uri": None, "inline": "x" * size}) for name in names]
+    world = World(*sets, a_job(datasets=[{"name": name} for name in names]))
+    world.machine = machine
+    world.settle()
+    for name in world.running():
+        world.end(name)
+    world.settle()
+    return world
+
+
+def test_inline_rows_that_no_config_map_holds_are_refused() -> None:
+    world = rows_of(65536)
+    assert world.job.status.phase == "Failed"
+    assert "2048 KiB" in world.job.status.message
+    assert "source.uri" in world.job.status.message
+    assert not any("-prepare-" in name for name in world.order), "before anything is made"
+
+
+@pytest.mark.parametrize("world", [rows_of(20000), rows_of(65536, machine=Machine())])
+def test_inline_rows_that_fit_are_taken(world: World) -> None:
+    assert any("-prepare-" in name for name in world.order)
+
+
+def test_an_export_merges_into_the_base_of_the_run_it_exports() -> None:
+    world = World(a_dataset(), a_job())
+    world.finish_all()
+    first = next(n for n, run in world.runs.items() if run.step == "prepare")
+    world.change("FineTuneJob", rerun=1)
+    world.finish_all()
+    end = world.runs[first].termination
+    assert end is not None
+    assert end.prepared is not None
+    old = end.prepared.model_copy(
+        update={"model": end.prepared.model.model_copy(update={"folder": "models/of-run-1"})}
+    )
+    world.runs[first] = replace(
+        world.runs[first], run=1, termination=end.model_copy(update={"prepared": old})
+    )
+    body = {**an_export(), "metadata": {"name": "merged", "uid": "e"}}
+    world.objects["ModelExport", "merged"] = parse(body)
+    world.settle()
+    made = next(r for r in world.made.values() if r.owner.kind == "ModelExport")
+    assert made.job_file.export is not None
+    assert made.job_file.export.prepared is not None
+    assert made.job_file.export.prepared.folder == "models/x"
+
+
+def test_validations_of_old_specs_are_removed() -> None:
+    world = World(a_dataset())
+    world.finish_all()
+    world.change("DatasetRegistration", refresh=1)
+    world.finish_all()
+    assert world.removed == [world.order[0]]

@@ -1,6 +1,7 @@
 """The only way to the API server: REST paths, bytes in and out, one connection pool."""
 
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -42,9 +43,15 @@ class Changed(ApiError, Conflict):
 class ApiServer:
     """Calls to one API server."""
 
-    def __init__(self, login: Login, *, may_write: Callable[[], bool] = lambda: True) -> None:
-        """Use a login; `may_write` is asked before each write."""
-        self._login, self._may_write = login, may_write
+    def __init__(
+        self,
+        login: Login,
+        *,
+        may_write: Callable[[], bool] = lambda: True,
+        measure: Callable[[str, int, float], None] = lambda *_: None,
+    ) -> None:
+        """Use a login; `may_write` is asked before each write, `measure` told after each call."""
+        self._login, self._may_write, self._measure = login, may_write, measure
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "ApiServer":
@@ -78,6 +85,7 @@ class ApiServer:
             raise NotLeading
         assert self._session is not None, "the pool is open"
         headers = {**self._login.headers(), "Content-Type": content_type}
+        started, status = time.monotonic(), 0
         try:
             async with self._session.request(
                 method,
@@ -88,10 +96,13 @@ class ApiServer:
                 timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_SECONDS),
             ) as answer:
                 content = await answer.read()
+                status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, f"{method} {path}: {type(error).__name__}: {error}") from error
-        if answer.status >= 400:
-            raise _refusal(answer.status, content)
+        finally:
+            self._measure(method, status, time.monotonic() - started)
+        if status >= 400:
+            raise _refusal(status, content)
         return content
 
     async def get(self, path: str, **parameters: str) -> bytes:

@@ -13,6 +13,7 @@ from finetune_operator.cluster.lease import Election
 from finetune_operator.cluster.login import Login
 from finetune_operator.kinds import DECISIONS
 from finetune_operator.loop import WorkQueue, work
+from finetune_operator.metrics import Metrics
 from finetune_operator.plan import Key
 from finetune_operator.settings import Settings
 
@@ -33,6 +34,7 @@ class Controller:
         """Prepare; nothing is called until `run`."""
         self._login, self._settings, self._identity = login, settings, identity
         self.queue = WorkQueue()
+        self._metrics = Metrics()
         self.cache: Cache | None = None
         self.election: Election | None = None
         self._ticked = time.monotonic()
@@ -47,9 +49,14 @@ class Controller:
             election_api = await stack.enter_async_context(ApiServer(self._login))
             election = self.election = Election(election_api, self._settings.lease, self._identity)
             api = await stack.enter_async_context(
-                ApiServer(self._login, may_write=lambda: election.leads)
+                ApiServer(
+                    self._login, may_write=lambda: election.leads, measure=self._metrics.called
+                )
             )
             cache = self.cache = Cache(api, self._settings.namespaces, self._wake)
+            self._metrics.watch(queue=self.queue, cache=cache, leads=lambda: election.leads)
+            if self._settings.metrics_port:
+                self._metrics.serve(self._settings.metrics_port)
             async with asyncio.TaskGroup() as tasks:
                 for informer in cache.informers:
                     tasks.create_task(informer.run())
@@ -61,7 +68,9 @@ class Controller:
                 await asyncio.gather(*(informer.relist() for informer in cache.informers))
                 backend = ClusterBackend(api, cache, self._settings, self.queue.add_after)
                 for _ in range(WORKERS):
-                    tasks.create_task(work(self.queue, backend, DECISIONS))
+                    tasks.create_task(
+                        work(self.queue, backend, DECISIONS, self._metrics.reconciled)
+                    )
                 tasks.create_task(self._resync(cache))
 
     def _wake(self, key: Key) -> None:
