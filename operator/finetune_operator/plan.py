@@ -88,6 +88,8 @@ class Observed:
 
     runs: dict[str, ObservedRun] = field(default_factory=dict)
     """Runs owned by the object, by name."""
+    refusals: dict[str, Waiting] = field(default_factory=dict)
+    """Runs that could not be made, by name, and why."""
     datasets: dict[str, DatasetRegistration] = field(default_factory=dict)
     """Registrations of the namespace that the object names and that exist."""
     jobs: dict[str, FineTuneJob] = field(default_factory=dict)

@@ -122,7 +122,7 @@ def rows_of(size: int, *, machine: Machine | None = None) -> World:
 def test_inline_rows_that_no_config_map_holds_are_refused() -> None:
     world = rows_of(65536)
     assert world.job.status.phase == "Failed"
-    assert "2048 KiB" in world.job.status.message
+    assert "2059 KiB" in world.job.status.message
     assert "source.uri" in world.job.status.message
     assert not any("-prepare-" in name for name in world.order), "before anything is made"
 

@@ -25,7 +25,7 @@ SPEC = {
     "exports": [{"name": "merged", "format": "huggingface"}],
     "workers": {"gpusPerNode": 2, "gpu": {"product": "H100"}, "sharedMemory": "8Gi",
                 "resources": {"limits": {"memory": "64Gi"}},
-                "pod": {"labels": {"team": "a", labels.UID: None}}},
+                "pod": {"labels": {"team": "a"}}},
 }  # fmt: skip
 PROFILE = WorkerProfileSpec.model_validate(
     {"image": "own:1", "nodeSelector": {"pool": "gpu"}, "podLabels": {"cost": "x"},
@@ -36,7 +36,6 @@ PROFILE = WorkerProfileSpec.model_validate(
 def runs_of(**spec: Any) -> dict[str, StepRun]:
     """Return the run of each step of a job, as decided on a cluster."""
     body = merged(a_job(), {"spec": {**SPEC, **spec}})
-    body["spec"]["workers"]["pod"] = {"labels": {"team": "a"}}
     world = World(a_dataset(source={"uri": "pvc://data/rows.jsonl"}), body)
     world.machine = None
     world.finish_all()

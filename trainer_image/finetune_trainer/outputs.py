@@ -120,6 +120,15 @@ def _holder(owner: Path) -> dict[str, str]:
         return {"uid": "unknown", "namespace": "", "name": "unknown"}
 
 
+def held_by(folder: Path) -> str | None:
+    """Return `namespace/name` of the object whose unfinished work a folder holds, or None."""
+    owner = folder / OWNER_FILE
+    if not owner.is_file():
+        return None
+    found = _holder(owner)
+    return f"{found['namespace']}/{found['name']}"
+
+
 def find_same(file: JobFile, model_revision: str) -> OutputManifest | None:
     """Return the manifest of a result already there that was made from the same inputs.
 

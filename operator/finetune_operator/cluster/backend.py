@@ -1,6 +1,8 @@
 """Objects and Jobs of a cluster, as the loop wants them: observed from copies, executed by calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -12,14 +14,15 @@ from finetune_api.meta import Metadata
 from finetune_api.objects import KINDS, dump
 from finetune_api.status import Failure, FailureClass, Status
 from finetune_operator.cluster.cache import Cache
-from finetune_operator.cluster.client import ApiServer, path_of_kind
+from finetune_operator.cluster.client import ApiError, ApiServer, path_of_kind
 from finetune_operator.cluster.events import Events
 from finetune_operator.cluster.execute import Executor
 from finetune_operator.cluster.observe import Observer, parse
 from finetune_operator.cluster.records import Custom
+from finetune_operator.cluster.refusals import ChildRefused, Refusals
 from finetune_operator.kinds.report import failed
-from finetune_operator.loop import utc_now
-from finetune_operator.plan import Key, Observed, Plan
+from finetune_operator.loop import Conflict, utc_now
+from finetune_operator.plan import Event, Key, Observed, Plan, StepRun
 from finetune_operator.settings import Settings
 from finetune_operator.steps.naming import work_claim
 
@@ -39,6 +42,7 @@ class ClusterBackend:
     ) -> None:
         """Use copies that others keep current."""
         self._api, self._cache, self._settings = api, cache, settings
+        self._refusals = Refusals(wake_after)
         self._observer = Observer(api, cache, wake_after)
         self._executor = Executor(api, cache, settings)
         self._events = Events(api)
@@ -46,19 +50,25 @@ class ClusterBackend:
     async def observe(self, key: Key) -> tuple[Any, Observed] | None:
         """Return an object with all a decision may look at; None if it is gone."""
         record = self._cache.custom(key)
-        if record is None:
-            return None
+        is_held = record is not None and FINALIZER in record.metadata.finalizers
+        if record is None or (record.metadata.deletion_timestamp and not is_held):
+            self._refusals.forget(key)
+            return None  # the cluster collects its children
         try:
             resource = parse(key.kind, record)
         except ValidationError as error:
             await self._refuse(key, record, error)
             return None
-        if resource.metadata.deletion_timestamp and FINALIZER not in record.metadata.finalizers:
-            return None  # the cluster collects its children
-        return resource, await self._observer.observed(key, resource)
+        observed = await self._observer.observed(key, resource)
+        return resource, replace(observed, refusals=self._refusals.of(key))
 
     async def _refuse(self, key: Key, record: Custom, error: ValidationError) -> None:
         """Say of a stored object that it cannot be read: its schema was another release's."""
+        if (
+            record.metadata.deletion_timestamp
+        ):  # what cannot be read is not removed, and holds nothing
+            await self._set_finalizers(key, record, add=False)
+            return
         old = orjson.loads(record.status)
         generation = record.metadata.generation
         if (old.get("observedGeneration"), old.get("phase")) == (generation, "Failed"):
@@ -79,20 +89,43 @@ class ClusterBackend:
         if plan.status is not None:
             await self._write(key, self._cache.custom(key) or record, plan.status)
         for run in plan.runs:
-            await self._executor.create(run, uid)
+            await self._create(key, record, run)
         for name in plan.stops:
             await self._executor.end(key, uid, name)
+        if plan.removes_work:  # before the runs: while there are any, this is decided again
+            await self._executor.remove_work(key, uid, work_claim(_metadata(record)))
         for name in plan.removals:
             await self._executor.end(key, uid, name, with_config=True)
-        if plan.removes_work:
-            await self._executor.remove_work(key, uid, work_claim(_metadata(record)))
         for location in plan.removed_outputs:
-            await self._executor.remove_output(key, location)
+            await self._remove_output(key, uid, location)
         await self._executor.end_lost_pods(key, uid)
         if plan.releases_object:
             await self._set_finalizers(key, record, add=False)
         for event in plan.events:
             await self._events.tell(key, uid, event)
+
+    async def _create(self, key: Key, record: Custom, run: StepRun) -> None:
+        """Make a run; what is refused is told on the object, and tried again later."""
+        meta = record.metadata
+        if not self._refusals.may_try(key, run.name, meta.generation):
+            return
+        try:
+            await self._executor.create(run, meta.uid)
+        except ChildRefused as refused:
+            self._refusals.note(key, run.name, meta.generation, refused)
+        else:
+            self._refusals.forget(key)
+
+    async def _remove_output(self, key: Key, uid: str, location: str) -> None:
+        """Remove an output; where a whole namespace goes, its claims go too."""
+        try:
+            await self._executor.remove_output(key, uid, location)
+        except ChildRefused as refused:
+            if refused.namespace_ends:
+                return
+            words = f"{location} cannot be removed: {refused}; or set `retain: Retain` to keep it"
+            await self._events.tell(key, uid, Event("OutputNotRemoved", words, is_warning=True))
+            raise Conflict(words) from refused
 
     async def _hold(self, key: Key, record: Custom, plan: Plan) -> None:
         """Put the finalizer on an object whose output goes with it; take it off when that changes."""
@@ -103,16 +136,14 @@ class ClusterBackend:
     async def _set_finalizers(self, key: Key, record: Custom, *, add: bool) -> None:
         others = [name for name in record.metadata.finalizers if name != FINALIZER]
         meta = record.metadata
-        answer = await self._api.patch(
-            path_of_kind(key.kind, key.namespace, key.name),
-            {
-                "metadata": {
-                    "uid": meta.uid,
-                    "resourceVersion": meta.resource_version,
-                    "finalizers": [*others, FINALIZER] if add else others,
-                }
-            },
-        )
+        path = path_of_kind(key.kind, key.namespace, key.name)
+        changes = {
+            "uid": meta.uid,
+            "resourceVersion": meta.resource_version,
+            "finalizers": [*others, FINALIZER] if add else others,
+        }
+        with _gone_is_changed(key):
+            answer = await self._api.patch(path, {"metadata": changes})
         self._cache.learn_custom(key.kind, answer)
 
     async def _write(self, key: Key, record: Custom, status: Status) -> None:
@@ -121,22 +152,33 @@ class ClusterBackend:
         if body == orjson.loads(record.status):
             return
         meta = record.metadata
-        answer = await self._api.apply(
-            f"{path_of_kind(key.kind, key.namespace, key.name)}/status",
-            {
-                "apiVersion": API_VERSION,
-                "kind": key.kind,
-                # With the version: what was decided on an old copy must not be written.
-                "metadata": {
-                    "name": key.name,
-                    "namespace": key.namespace,
-                    "uid": meta.uid,
-                    "resourceVersion": meta.resource_version,
-                },
-                "status": body,
+        manifest = {
+            "apiVersion": API_VERSION,
+            "kind": key.kind,
+            # With the version: what was decided on an old copy must not be written.
+            "metadata": {
+                "name": key.name,
+                "namespace": key.namespace,
+                "uid": meta.uid,
+                "resourceVersion": meta.resource_version,
             },
-        )
+            "status": body,
+        }
+        path = f"{path_of_kind(key.kind, key.namespace, key.name)}/status"
+        with _gone_is_changed(key):
+            answer = await self._api.apply(path, manifest)
         self._cache.learn_custom(key.kind, answer)
+
+
+@contextmanager
+def _gone_is_changed(key: Key) -> Iterator[None]:
+    """Take an object that vanished meanwhile for one that changed: it is looked at again."""
+    try:
+        yield
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        raise Conflict(f"{'/'.join(key)} is gone") from error
 
 
 def _metadata(record: Custom) -> Metadata:

@@ -7,7 +7,8 @@ import orjson
 from finetune_operator.cluster.cache import Cache
 from finetune_operator.cluster.client import BATCH, ApiError, ApiServer, path_of
 from finetune_operator.cluster.pods import is_lost
-from finetune_operator.loop import utc_now
+from finetune_operator.cluster.refusals import ChildRefused, refusal
+from finetune_operator.loop import Conflict, utc_now
 from finetune_operator.manifests import labels, storage
 from finetune_operator.manifests.clean import cleaning_job
 from finetune_operator.manifests.job import config_map, job
@@ -32,28 +33,42 @@ class Executor:
             await self._once(claims, storage.work_claim(run, uid, self._settings.work), uid)
         if (own := own_output_claim(run.job_file)) is not None:
             body = storage.output_claim(run, uid, own, self._settings.output)
-            await self._once(claims, body, None)
+            _require_kind(await self._once(claims, body, None), run.owner.kind)
         shared = await self._once(
             path_of("configmaps", namespace), config_map(run, uid, self._settings), uid
         )
         made = job(run, uid, orjson.loads(shared))
-        self._cache.learn_job(await self._once(path_of("jobs", namespace, group=BATCH), made, uid))
+        try:
+            there = await self._once(path_of("jobs", namespace, group=BATCH), made, uid)
+        except ChildRefused as refused:
+            if refused.is_invalid and run.job_file.attempt == 1:
+                # Nothing ran with it: what is corrected in a profile or in the settings shall count.
+                await self._delete_own(path_of("configmaps", namespace, run.shared_name), uid)
+            raise
+        self._cache.learn_job(there)
 
     async def _once(self, path: str, body: dict[str, Any], uid: str | None) -> bytes:
         """Create a child, or return the one that is there.
 
         Raises:
-            ApiError: another object's child has that name.
+            ChildRefused: it is not taken, or another object's child has that name.
+            Conflict: an earlier one of that name is just being removed.
         """
+        kind, name = body["kind"], body["metadata"]["name"]
         try:
             return await self._api.create(path, body)
         except ApiError as error:
-            if error.status != 409:
+            if (refused := refusal(kind, name, error)) is not None:
+                raise refused from error
+            if error.status != 409 or error.reason not in ("AlreadyExists", ""):
                 raise
-        name = body["metadata"]["name"]
         there = await self._api.get(f"{path}/{name}")
-        if uid is not None and _uid_label(orjson.loads(there)) != uid:
-            raise ApiError(409, f"{path}/{name} belongs to something else; remove it")
+        found = orjson.loads(there)
+        if uid is not None and _uid_label(found) != uid:
+            why = "it exists and belongs to something else; remove it, or rename this object"
+            raise ChildRefused(kind, name, why)
+        if found["metadata"].get("deletionTimestamp"):
+            raise Conflict(f"{kind} {name} is being removed")
         return there
 
     async def end(self, key: Key, uid: str, name: str, *, with_config: bool = False) -> None:
@@ -83,7 +98,7 @@ class Executor:
         if _uid_label(found) == uid:
             await self._api.delete(path, uid=found["metadata"]["uid"])
 
-    async def remove_output(self, key: Key, location: str) -> None:
+    async def remove_output(self, key: Key, uid: str, location: str) -> None:
         """Remove an output: with the claim that was made for it, or out of a user's claim.
 
         Unfinished output stays: the next object of that name takes it over.
@@ -99,10 +114,12 @@ class Executor:
                 if error.status == 404:
                     return
                 raise
-            if found["metadata"].get("labels", {}).get(labels.NAME) == key.name:
+            marks = found["metadata"].get("labels", {})
+            # An export and a job of one name share that claim: it goes with whom it was made for.
+            if (marks.get(labels.KIND), marks.get(labels.NAME)) == (key.kind, key.name):
                 await self._api.delete(path, uid=found["metadata"]["uid"])
-            return
-        body = cleaning_job(key, location, self._settings)
+                return
+        body = cleaning_job(key, uid, location, self._settings)
         await self._once(path_of("jobs", key.namespace, group=BATCH), body, None)
 
     async def end_lost_pods(self, key: Key, uid: str) -> None:
@@ -116,6 +133,18 @@ class Executor:
             if pod is not None and is_lost(pod, utc_now()):
                 path = path_of("pods", key.namespace, pod.metadata.name)
                 await self._api.delete(path, uid=pod.metadata.uid, grace_seconds=0)
+
+
+def _require_kind(claim: bytes, kind: str) -> None:
+    """Refuse an output claim made for another kind: with its object the claim may go."""
+    meta = orjson.loads(claim)["metadata"]
+    marks = meta.get("labels", {})
+    if marks.get(labels.KIND, kind) != kind:
+        why = (
+            f"it was made for {marks[labels.KIND]} '{marks.get(labels.NAME)}' of the same name; give"
+            " this object another name, or a location of its own"
+        )
+        raise ChildRefused("PersistentVolumeClaim", str(meta["name"]), why)
 
 
 def _uid_label(body: dict[str, Any]) -> str | None:

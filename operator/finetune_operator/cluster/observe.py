@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import orjson
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from finetune_operator.cluster.cache import Cache
 from finetune_operator.cluster.client import ApiServer
 from finetune_operator.cluster.events import Events
 from finetune_operator.cluster.pods import observed_run, seconds_until_lost, waiting_of_events
-from finetune_operator.cluster.records import Custom, Job, Pod
+from finetune_operator.cluster.records import Custom, Job, Meta, Pod
 from finetune_operator.conditions import seconds_of
 from finetune_operator.loop import utc_now
 from finetune_operator.manifests import labels
@@ -28,6 +29,8 @@ EVENTS_SECONDS = 8.0
 """How long a pod may take to start before its events are read, and how long they are believed."""
 NAMESPACE_SECONDS = 60.0
 KEPT = 5000
+
+V = TypeVar("V")
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class Observer:
         self._cache, self._api = cache, api
         self._events, self._wake_after = Events(api), wake_after
         self._told: dict[str, tuple[float, Waiting | None]] = {}
+        self._first_seen: dict[str, float] = {}
         self._namespaces: dict[str, tuple[float, dict[str, str]]] = {}
 
     async def observed(self, key: Key, resource: Resource) -> Observed:
@@ -107,6 +111,7 @@ class Observer:
             content = orjson.loads(await self._api.get(f"/api/v1/namespaces/{namespace}"))
             found = content["metadata"].get("labels", {})
             self._namespaces[namespace] = (time.monotonic(), found)
+            _bound(self._namespaces)
         return found
 
     async def _runs(self, key: Key, uid: str) -> dict[str, ObservedRun]:
@@ -126,7 +131,7 @@ class Observer:
     ) -> ObservedRun:
         """Return a run that has not started, with what it waits for once that lasts."""
         meta = pod.metadata if pod else child.metadata
-        age = utc_now().timestamp() - seconds_of(meta.creation_timestamp or "1970-01-01T00:00:00Z")
+        age = self._age(meta)
         if age < SETTLING_SECONDS:
             self._wake_after(key, SETTLING_SECONDS - age + 0.5)
             return observed_run(child, pod, None, tells=False)
@@ -135,6 +140,13 @@ class Observer:
         return observed_run(
             child, pod, await self._told_by_events(key, meta.namespace, meta.uid, age)
         )
+
+    def _age(self, meta: Meta) -> float:
+        """Return how long a pod or Job is there; one seen for that long is not younger by any clock."""
+        created = seconds_of(meta.creation_timestamp or "1970-01-01T00:00:00Z")
+        first = self._first_seen.setdefault(meta.uid, time.monotonic())
+        _bound(self._first_seen)
+        return max(utc_now().timestamp() - created, time.monotonic() - first)
 
     async def _told_by_events(
         self, key: Key, namespace: str, uid: str, age: float
@@ -148,9 +160,14 @@ class Observer:
         if time.monotonic() - at >= EVENTS_SECONDS - 1.0:
             waiting = waiting_of_events(await self._events.of(namespace, uid))
             self._told[uid] = (time.monotonic(), waiting)
-            while len(self._told) > KEPT:
-                self._told.pop(next(iter(self._told)))
+            _bound(self._told)
         return waiting
+
+
+def _bound(memory: dict[str, V]) -> None:
+    """Forget what was noted first, when there is too much."""
+    while len(memory) > KEPT:
+        memory.pop(next(iter(memory)))
 
 
 def parse(kind: str, record: Custom) -> Resource:

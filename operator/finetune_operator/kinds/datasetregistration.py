@@ -33,7 +33,7 @@ def decide(registration: DatasetRegistration, observed: Observed, now: datetime)
         status=status,
         metadata=metadata,
         run=number,
-        observed=observed.runs,
+        observed=observed,
         policy=Policy(),
         make=lambda attempt, name: replace(
             validate.step_run(registration, number, attempt, name),
@@ -43,8 +43,13 @@ def decide(registration: DatasetRegistration, observed: Observed, now: datetime)
     )
     new = _status(status, step, registration, now)
     stale = tuple(name for name in running if step.running is None or name != step.running.name)
+    ended = tuple(r.name for r in observed.runs.values() if not r.is_running and r.run != number)
     return Plan(
-        status=new, runs=step.runs, stops=stale, events=(*step.events, *transition(old, new))
+        status=new,
+        runs=step.runs,
+        stops=stale,
+        removals=ended,
+        events=(*step.events, *transition(old, new)),
     )
 
 

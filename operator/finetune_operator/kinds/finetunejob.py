@@ -149,7 +149,7 @@ def _advance(
         status=status,
         metadata=job.metadata,
         run=status.run,
-        observed=observed.runs,
+        observed=observed,
         policy=Policy(
             max_restarts=policy.max_restarts,
             may_shrink=step == train.STEP and training.per_device_batch_size is None,

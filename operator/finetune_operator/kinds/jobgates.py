@@ -13,6 +13,8 @@ from finetune_operator.steps import prepare
 from finetune_operator.steps.naming import run_name
 from finetune_operator.steps.placement import missing_profile, refused_variables
 
+INLINE_BYTES = 900 << 10
+"""What inline rows may come to in a job file: a ConfigMap holds 1 MiB, its pod and spec included."""
 PURPOSES = {"sft": ("conversation",)}
 
 
@@ -44,9 +46,10 @@ def wait(
     """Suspend, or wait for data that is not ready."""
     running = tuple(run.name for run in observed.runs.values() if run.is_running)
     if job.spec.suspend:
-        if running:
-            return Plan(status=jobstatus.suspending(job, status, now), stops=running)
+        # While it is still there: with the run goes what it tells of its running time.
         closed = close_stopped(job, status, observed, now, reason="Suspended")
+        if running:
+            return Plan(status=jobstatus.suspending(job, closed, now), stops=running)
         return Plan(status=jobstatus.suspended(job, closed, now))
     if observed.predecessor_pods:
         words = predecessor_message(observed)
@@ -56,6 +59,17 @@ def wait(
         return Plan(status=jobstatus.waiting(job, status, "ProfileNotFound", missing, now))
     if status.attempts and status.attempts[-1].step != prepare.STEP:
         return None  # the data was read when it was prepared; what became of it since is no matter
+    return _wait_for_data(job, status, observed, now, running)
+
+
+def _wait_for_data(
+    job: FineTuneJob,
+    status: FineTuneJobStatus,
+    observed: Observed,
+    now: datetime,
+    running: tuple[str, ...],
+) -> Plan | None:
+    """Wait for registrations that are not ready; refuse those that cannot be trained on."""
     for reference in [*job.spec.datasets, *(job.spec.eval_datasets or [])]:
         found = observed.datasets.get(reference.name)
         if found is None:
@@ -84,7 +98,25 @@ def wait(
                 f" {job.spec.stage} needs {needed}"
             )
             return Plan(status=_ended_by(job, status, "resolve", message, now))
+    if (refusal := _too_many_rows(job, observed)) is not None:
+        return Plan(status=_ended_by(job, status, "resolve", refusal, now))
     return None
+
+
+def _too_many_rows(job: FineTuneJob, observed: Observed) -> str | None:
+    """Return a refusal of inline rows that the ConfigMap of the step cannot hold, or None."""
+    if observed.machine is not None:
+        return None  # files of this computer have no such bound
+    inputs = [one for many in prepare.inputs(job, observed).values() for one in many]
+    inline = [one for one in inputs if one.spec.source.inline is not None]
+    size = sum(len(one.model_dump_json(by_alias=True).encode()) for one in inline)
+    if size <= INLINE_BYTES:
+        return None
+    return (
+        f"`spec.datasets` and `spec.evalDatasets` name {len(inline)} DatasetRegistrations with inline"
+        f" rows of together {size >> 10} KiB; a job holds at most {INLINE_BYTES >> 10} KiB; put rows"
+        " into a file and name it in their `spec.source.uri`"
+    )
 
 
 def close_stopped(

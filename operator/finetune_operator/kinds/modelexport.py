@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.contract import ExportInput, PrepareResult
+from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelexport import ModelExport, ModelExportStatus
 from finetune_api.storage import Retain
 from finetune_operator.conditions import is_true, timestamp
@@ -45,7 +46,7 @@ def decide(mex: ModelExport, observed: Observed, now: datetime) -> Plan:
         status=status,
         metadata=metadata,
         run=1,
-        observed=observed.runs,
+        observed=observed,
         policy=Policy(),
         make=lambda attempt, name: replace(
             export.step_run(mex, source, base_folder(metadata), attempt, name),
@@ -106,7 +107,7 @@ def _source(mex: ModelExport, observed: Observed) -> ExportInput | Told:
             f"FineTuneJob '{name}' has not trained yet ({state})",
             unknown,
         )
-    prepared = _prepared(name, observed)
+    prepared = _prepared(job, observed)
     return export.job_result(
         job, job.status.run, prepared, settings=settings, destination=destination
     )
@@ -119,10 +120,13 @@ def _work_claim(mex: ModelExport, source: ExportInput, observed: Observed) -> st
     return work_claim(observed.jobs[mex.spec.source.job_ref.name].metadata)
 
 
-def _prepared(name: str, observed: Observed) -> PrepareResult | None:
-    """Return what the job's prepare step left; it may have been removed since."""
-    for run in observed.job_runs.get(name, {}).values():
-        if run.termination and run.termination.prepared:
+def _prepared(job: FineTuneJob, observed: Observed) -> PrepareResult | None:
+    """Return what the prepare step of the job's run left, if it stays; the base is fetched else."""
+    if job.spec.ttl_seconds_after_finished is not None and observed.machine is None:
+        return None  # its claim may go before a pod has mounted it
+    for run in observed.job_runs.get(job.metadata.name, {}).values():
+        # An earlier run may have tuned another model.
+        if run.run == job.status.run and run.termination and run.termination.prepared:
             return run.termination.prepared
     return None
 

@@ -10,13 +10,14 @@ from finetune_operator.plan import Key
 from finetune_operator.settings import Settings
 
 KEPT_SECONDS = 300
+LONGEST_SECONDS = 86_400
 TRIES = 4
 
 
-def cleaning_job(key: Key, location: str, settings: Settings) -> dict[str, Any]:
+def cleaning_job(key: Key, uid: str, location: str, settings: Settings) -> dict[str, Any]:
     """Return a Job that removes one folder of a claim; it belongs to nobody and removes itself."""
     claim = claim_of(location)
-    digest = hashlib.sha256(f"{key}/{location}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{uid}/{location}".encode()).hexdigest()[:8]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -27,6 +28,8 @@ def cleaning_job(key: Key, location: str, settings: Settings) -> dict[str, Any]:
         },
         "spec": {
             "backoffLimit": TRIES,
+            # A claim that is gone, or that no node can mount, must not keep it for ever.
+            "activeDeadlineSeconds": LONGEST_SECONDS,
             "ttlSecondsAfterFinished": KEPT_SECONDS,
             "template": {
                 "metadata": {"labels": {"app.kubernetes.io/managed-by": MANAGER}},
@@ -49,7 +52,7 @@ def _pod(location: str, claim: str, key: Key, settings: Settings) -> dict[str, A
                 "image": settings.images.prepare or settings.images.trainer,
                 "imagePullPolicy": settings.images.pull_policy,
                 "args": ["clean", "--location", location, "--claims", FOLDERS.claims,
-                         "--owner", f"{key.namespace}/{key.name}"],
+                         "--owner", f"{key.namespace}/{key.name}", "--kind", key.kind],
                 "securityContext": RESTRICTED,
                 "volumeMounts": [{"name": "claim", "mountPath": f"{FOLDERS.claims}/{claim}"}],
             }

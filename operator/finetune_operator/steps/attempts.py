@@ -9,7 +9,7 @@ from finetune_api.meta import Metadata
 from finetune_api.status import Attempt, Failure, Status
 from finetune_operator.conditions import timestamp
 from finetune_operator.failures import Judgement, Next, judge, made_progress, termination_of
-from finetune_operator.plan import Event, ObservedRun, StepRun
+from finetune_operator.plan import Event, Observed, ObservedRun, StepRun
 from finetune_operator.steps.naming import run_name
 
 KEPT_ATTEMPTS = 10
@@ -50,7 +50,7 @@ def advance(
     status: Status,
     metadata: Metadata,
     run: int,
-    observed: dict[str, ObservedRun],
+    observed: Observed,
     policy: Policy,
     make: Callable[[Attempt, str], StepRun],
     now: datetime,
@@ -65,11 +65,11 @@ def advance(
         return _recorded(status, step, number=1, divisor=1, now=now)
     attempt = mine[-1]
     name = run_name(metadata, run=run, step=step, attempt=attempt.number)
-    seen = observed.get(name)
+    seen = observed.runs.get(name)
     base = Advance(attempts=list(status.attempts), restarts=status.restarts, attempt=attempt)
     if seen is None:
         if attempt.end_time is None:
-            return _with(base, runs=(make(attempt, name),))
+            return _with(base, runs=(make(attempt, name),), running=_unmade(name, observed))
         # The run was removed after its end; whoever still needs its result must have it made again.
         return _recorded(
             status, step, number=attempt.number + 1, divisor=attempt.micro_batch_divisor, now=now
@@ -85,6 +85,14 @@ def advance(
             status, step, number=attempt.number + 1, divisor=attempt.micro_batch_divisor, now=now
         )
     return _failed(base, attempt, seen, status, policy, now)
+
+
+def _unmade(name: str, observed: Observed) -> ObservedRun | None:
+    """Return a run that could not be made, as one that waits; None: nothing speaks against it."""
+    why = observed.refusals.get(name)
+    if why is None:
+        return None
+    return ObservedRun(name, run=0, step="", is_running=True, started_at=None, waiting=why)
 
 
 def _with(base: Advance, **changes: object) -> Advance:
