@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
+from finetune_api.contract import JobFile
 from finetune_operator.cluster import refusals
 from finetune_operator.cluster.backend import FINALIZER, ClusterBackend
 from finetune_operator.cluster.cache import Cache
@@ -14,8 +15,9 @@ from finetune_operator.kinds import DECISIONS
 from finetune_operator.loop import Conflict, reconcile
 from finetune_operator.plan import Key
 from finetune_operator.settings import Images, Settings
-from tests.builders import a_dataset, an_export, merged
+from tests.builders import a_dataset, a_job, an_export, merged
 from tests.fakes.api_server import FakeApiServer
+from tests.fakes.world import PREPARED
 
 KEY = Key("DatasetRegistration", "default", "rows")
 PATH = "/apis/finetune.dev/v1alpha1/namespaces/default"
@@ -194,3 +196,34 @@ def test_an_output_claim_goes_with_whom_it_was_made_for(kind: str, stays: bool) 
     cluster.api.objects[path] = {"metadata": {"name": "merged-output", "uid": "c", "labels": marks}}
     cluster.look()
     assert (path in cluster.api.objects) == stays
+
+
+def a_step(name: str, step: str, *conditions: str) -> dict[str, Any]:
+    marks = {"kind": "FineTuneJob", "name": "tiny", "uid": "u1", "run": "1", "step": step}
+    meta = {
+        "name": name,
+        "namespace": "default",
+        "uid": f"uid-of-{name}",
+        "resourceVersion": "7",
+        "labels": {f"finetune.dev/{key}": value for key, value in marks.items()},
+        "annotations": {"finetune.dev/config": f"{name}-config"},
+    }
+    ended = [{"type": type_, "status": "True"} for type_ in conditions]
+    return {"metadata": meta, "status": {"conditions": ended}}
+
+
+def test_what_was_prepared_is_known_while_training_runs() -> None:
+    """An ended pod goes with its node, and what an operator remembers of it with its process."""
+    cluster = Cluster(a_job())
+    cluster.cache.learn_job(orjson.dumps(a_step("p", "prepare", "Complete")))
+    cluster.cache.learn_job(orjson.dumps(a_step("t", "train")))
+    file = JobFile(step="train", namespace="default", name="tiny", uid="u1", prepared=PREPARED)
+    path = "/api/v1/namespaces/default/configmaps/t-config"
+    cluster.api.objects[path] = {"data": {"job.json": file.model_dump_json(by_alias=True)}}
+    for _ in range(2):
+        found = asyncio.run(cluster.backend.observe(cluster.key))
+        assert found is not None
+        end = found[1].runs["p"].termination
+        assert end is not None
+        assert (end.exit_code, end.prepared) == (0, PREPARED)
+        cluster.api.objects.pop(path, None)  # it is read once

@@ -3,25 +3,29 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import orjson
 from pydantic import ValidationError
 
+from finetune_api.contract import JobFile, Termination
 from finetune_api.datasetregistration import DatasetRegistration
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelexport import ModelExport
 from finetune_api.objects import KINDS, Resource
 from finetune_api.workerprofile import WorkerProfile
 from finetune_operator.cluster.cache import Cache
-from finetune_operator.cluster.client import ApiServer
+from finetune_operator.cluster.client import ApiServer, path_of
 from finetune_operator.cluster.events import Events
 from finetune_operator.cluster.pods import observed_run, seconds_until_lost, waiting_of_events
 from finetune_operator.cluster.records import Custom, Job, Meta, Pod
 from finetune_operator.conditions import seconds_of
 from finetune_operator.loop import utc_now
 from finetune_operator.manifests import labels
+from finetune_operator.manifests.job import JOB_KEY
 from finetune_operator.plan import Key, Observed, ObservedRun, Waiting
+from finetune_operator.steps import prepare, train
 
 SETTLING_SECONDS = 4.0
 """How long a pod that is not placed is nothing to tell: claims are bound meanwhile."""
@@ -45,6 +49,7 @@ class Observer:
         self._cache, self._api = cache, api
         self._events, self._wake_after = Events(api), wake_after
         self._told: dict[str, tuple[float, Waiting | None]] = {}
+        self._recovered: dict[str, Termination] = {}
         self._first_seen: dict[str, float] = {}
         self._namespaces: dict[str, tuple[float, dict[str, str]]] = {}
 
@@ -124,7 +129,29 @@ class Observer:
             if pod is not None and (left := seconds_until_lost(pod, utc_now())) is not None:
                 self._wake_after(key, max(left, 0.0) + 0.5)
             found[run.name] = run
+        for child in self._cache.jobs_of(key, uid):
+            run = found[child.metadata.name]
+            if run.step == prepare.STEP and child.has("Complete") and _is_silent(run):
+                known = await self._known_to_training(key, uid, child)
+                found[run.name] = replace(run, termination=known) if known else run
         return found
+
+    async def _known_to_training(self, key: Key, uid: str, child: Job) -> Termination | None:
+        """Return the result of a preparing whose pod is gone, from what training was given of it."""
+        wanted = (train.STEP, child.metadata.labels.get(labels.RUN))
+        for other in self._cache.jobs_of(key, uid):
+            marks, shared = other.metadata.labels, other.metadata.annotations.get(labels.CONFIG)
+            if (marks.get(labels.STEP), marks.get(labels.RUN)) != wanted or not shared:
+                continue
+            if child.metadata.uid not in self._recovered:
+                body = await self._api.get(path_of("configmaps", key.namespace, shared))
+                file = JobFile.model_validate_json(orjson.loads(body)["data"][JOB_KEY])
+                self._recovered[child.metadata.uid] = Termination(
+                    exit_code=0, prepared=file.prepared
+                )
+                _bound(self._recovered)
+            return self._recovered[child.metadata.uid]
+        return None
 
     async def _with_reason(
         self, key: Key, child: Job, pod: Pod | None, run: ObservedRun
@@ -162,6 +189,11 @@ class Observer:
             self._told[uid] = (time.monotonic(), waiting)
             _bound(self._told)
         return waiting
+
+
+def _is_silent(run: ObservedRun) -> bool:
+    """Tell whether a run left no word of its result."""
+    return run.termination is None or run.termination.prepared is None
 
 
 def _bound(memory: dict[str, V]) -> None:
