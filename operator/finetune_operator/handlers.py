@@ -17,7 +17,9 @@ def register(registry: kopf.OperatorRegistry, controller: Controller, stop: asyn
     running: list[asyncio.Task[None]] = []
 
     def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return  # told to end: that is no failure
+        if (error := task.exception()) is not None:
             lost = isinstance(error, LeaseLost) or (
                 isinstance(error, BaseExceptionGroup) and error.subgroup(LeaseLost) is not None
             )

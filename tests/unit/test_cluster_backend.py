@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from finetune_api.contract import JobFile
-from finetune_operator.cluster import refusals
+from finetune_operator.cluster import observe, refusals
 from finetune_operator.cluster.backend import FINALIZER, ClusterBackend
 from finetune_operator.cluster.cache import Cache
 from finetune_operator.cluster.client import ApiError
@@ -227,3 +227,42 @@ def test_what_was_prepared_is_known_while_training_runs() -> None:
         assert end is not None
         assert (end.exit_code, end.prepared) == (0, PREPARED)
         cluster.api.objects.pop(path, None)  # it is read once
+
+
+def test_the_working_claim_goes_before_the_runs() -> None:
+    """While there are runs it is decided again: a claim whose removal failed is not forgotten."""
+    cluster = Cluster(a_job(ttlSecondsAfterFinished=0))
+    ended = {"type": "Finished", "status": "True", "reason": "x", "lastTransitionTime": "x"}
+    status = {
+        "run": 1,
+        "observedGeneration": 1,
+        "conditions": [ended],
+        "completionTime": "2026-01-01T00:00:00Z",
+    }
+    body = {**cluster.api.objects[cluster.path], "status": status}
+    cluster.cache.learn_custom("FineTuneJob", cluster.api._stored(cluster.path, body))
+    cluster.cache.learn_job(orjson.dumps(a_step("p", "prepare", "Complete")))
+    path = "/api/v1/namespaces/default/persistentvolumeclaims/tiny-u1-work"
+    marks = {"finetune.dev/uid": "u1"}
+    cluster.api.objects[path] = {"metadata": {"uid": "c", "labels": marks}}
+    cluster.look()
+    deleted = [name.rsplit("/", 1)[1] for verb, name in cluster.api.writes if verb == "DELETE"]
+    assert deleted == ["tiny-u1-work", "p"]
+
+
+def test_a_slow_clock_keeps_no_reason_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API server's clock may be an hour ahead of the operator's."""
+    cluster, clock = Cluster(a_job()), Clock()
+    monkeypatch.setattr(observe, "time", clock)
+    child = a_step("p", "prepare")
+    child["metadata"]["creationTimestamp"] = "2999-01-01T00:00:00Z"
+    cluster.cache.learn_job(orjson.dumps({**child, "spec": {"suspend": True}}))
+    told = []
+    for _ in range(2):
+        found = asyncio.run(cluster.backend.observe(cluster.key))
+        assert found is not None
+        told.append(found[1].runs["p"].waiting)
+        clock.now += 5.0
+    assert told[0] is None
+    assert told[1] is not None
+    assert told[1].reason == "Queued"

@@ -177,3 +177,9 @@ def test_a_pod_is_lost_well_after_its_grace_period() -> None:
     assert not is_lost(pod, START)
     pod.metadata.deletion_timestamp = "2025-12-31T23:59:00Z"
     assert is_lost(pod, START)
+
+
+def test_a_label_that_somebody_wrote_is_no_error() -> None:
+    job = a_job()
+    job.metadata.labels["finetune.dev/run"] = "second"
+    assert observed_run(job, None, None).run == 0

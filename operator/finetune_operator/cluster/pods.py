@@ -38,7 +38,7 @@ def observed_run(
     finished = _seconds(ended.finished_at if ended else None) or _seconds(_over_since(job))
     return ObservedRun(
         name=meta.name,
-        run=int(meta.labels.get(labels.RUN, "1")),
+        run=_number(meta.labels.get(labels.RUN, "1")),
         step=meta.labels.get(labels.STEP, ""),
         is_running=not is_over,
         started_at=started if started is not None else finished if is_over else None,
@@ -48,6 +48,11 @@ def observed_run(
         ),
         termination=_termination(job, pod, ended) if is_over else None,
     )
+
+
+def _number(text: str) -> int:
+    """Return the number of a label; people can write there too."""
+    return int(text) if text.isdecimal() else 0
 
 
 def _over_since(job: Job) -> str | None:
