@@ -58,7 +58,7 @@ def test_what_a_job_waits_for(lab: Lab, operator: OperatorProcess) -> None:
         lab.job("wants-data", datasets=[{"name": "not-there"}]),
         lab.job("wants-secret", model=hub),
         lab.job("wants-claim", model={"uri": "pvc://no-such-claim/model"}),
-        lab.job("wants-node", workers=gpus),
+        lab.job("wants-node", workers=gpus, training={"globalBatchSize": 8}),
         lab.job("wants-profile", workers={"profileRef": {"name": "no-such-profile"}}),
         lab.job("wants-turn", scheduling={"queueName": "research"}),
         lab.export("wants-job", source={"jobRef": {"name": "no-such-job"}}),

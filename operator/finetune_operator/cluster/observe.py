@@ -29,7 +29,7 @@ from finetune_operator.steps import prepare, train
 
 SETTLING_SECONDS = 4.0
 """How long a pod that is not placed is nothing to tell: claims are bound meanwhile."""
-EVENTS_SECONDS = 8.0
+EVENTS_SECONDS = 6.0
 """How long a pod may take to start before its events are read, and how long they are believed."""
 NAMESPACE_SECONDS = 60.0
 KEPT = 5000

@@ -6,7 +6,7 @@ from datetime import datetime
 from finetune_api.contract import Termination
 from finetune_api.datasetregistration import DatasetRegistration, DatasetRegistrationStatus
 from finetune_operator.conditions import is_true, timestamp
-from finetune_operator.kinds.report import WAITS, Told, failed, told, transition, waits
+from finetune_operator.kinds.report import WAITS, Told, failed, told, transition, with_pods
 from finetune_operator.plan import Observed, Plan
 from finetune_operator.steps import validate
 from finetune_operator.steps.attempts import Advance, Policy, advance
@@ -66,7 +66,7 @@ def _status(
     if step.failure is None:
         words = Told("Validating", "Validating", "reading every row", {"Ready": None, **WAITS})
         status = told(status, words, metadata, now)
-        return told(status, waiting, metadata, now) if (waiting := waits(step.running)) else status
+        return with_pods(status, step.running, metadata, now)
     found = _found(step, registration)
     status = failed(status, step.failure, metadata, now, **found)
     words = Told(status.phase, status.reason, status.message, {"Ready": False})

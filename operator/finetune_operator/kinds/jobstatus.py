@@ -6,8 +6,7 @@ from finetune_api.contract import ExportResult, PrepareResult, Snapshot, Termina
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus
 from finetune_api.status import Checkpoints, CheckpointState, Estimate, Resolved
 from finetune_operator.conditions import timestamp
-from finetune_operator.kinds.report import WAITS, Told, told
-from finetune_operator.plan import ObservedRun
+from finetune_operator.kinds.report import WAITS, Told, told, with_pods
 from finetune_operator.steps import prepare, train
 from finetune_operator.steps.attempts import Advance
 from finetune_operator.steps.files import run_output
@@ -101,27 +100,10 @@ def running(
     if name != prepare.STEP:
         done = Told("Running", "Prepared", "model and data are in the cache", {"Prepared": True})
         status = told(status, done, job.metadata, now)
-    if step.running is not None:
-        status = told(status, pods_ready(step.running), job.metadata, now)
-    if step.running is not None and (waits := step.running.waiting) is not None:
-        phase, reason, message = "Queued", waits.reason, waits.message
     changes = {"failure": step.last_failure} if step.last_failure else {}
-    return told(
-        status,
-        Told(phase, reason, message, {**WAITS, "Succeeded": None}),
-        job.metadata,
-        now,
-        **changes,
-    )
-
-
-def pods_ready(run: ObservedRun) -> Told:
-    """Return whether a run's processes have started, and what they wait for if not."""
-    if run.waiting is not None:
-        return Told("", run.waiting.reason, run.waiting.message, {"PodsReady": False})
-    if run.started_at is None:
-        return Told("", "Starting", "the pod is being started", {"PodsReady": False})
-    return Told("", "Started", "the processes of the step run", {"PodsReady": True})
+    words = Told(phase, reason, message, {**WAITS, "Succeeded": None})
+    status = told(status, words, job.metadata, now, **changes)
+    return with_pods(status, step.running, job.metadata, now)
 
 
 def with_last_report(status: FineTuneJobStatus, snapshot: Snapshot | None) -> FineTuneJobStatus:

@@ -15,7 +15,6 @@ from finetune_operator.kinds.report import (
     predecessor_message,
     told,
     transition,
-    waits,
 )
 from finetune_operator.plan import Observed, Plan
 from finetune_operator.steps import export
@@ -146,7 +145,7 @@ def _status(
             {"Succeeded": None, **WAITS},
         )
         status = told(status, words, metadata, now)
-        return told(status, waiting, metadata, now) if (waiting := waits(step.running)) else status
+        return with_pods(status, step.running, metadata, now)
     done = step.result.exported
     ends = {"Succeeded": True, "Failed": False, "Finished": True, "Stalled": False}
     difference = done.verification.max_logit_difference

@@ -58,11 +58,22 @@ def predecessor_message(observed: Observed) -> str:
     return f"pods of a deleted object of this name are still ending: {pods}; it begins after them"
 
 
-def waits(run: ObservedRun | None) -> Told | None:
-    """Return what a run waits for, as a phase of its own; None if it waits for nothing."""
-    if run is None or run.waiting is None:
-        return None
-    return Told("Queued", run.waiting.reason, run.waiting.message)
+def with_pods(status: S, run: ObservedRun | None, metadata: Metadata, now: datetime) -> S:
+    """Return a status that says whether a run's processes have started, and what they wait for."""
+    if run is None:
+        return status
+    if run.waiting is not None:
+        told_ = Told("Queued", run.waiting.reason, run.waiting.message, {"PodsReady": False})
+        return told(status, told_, metadata, now)
+    started = run.started_at is not None
+    reason, message = (
+        ("Started", "the processes of the step run")
+        if started
+        else ("Starting", "the pod is being started")
+    )
+    words = Told(status.phase, reason, message, {"PodsReady": started})
+    kept = {"phase": status.phase, "reason": status.reason, "message": status.message}
+    return told(status, words, metadata, now).model_copy(update=kept)
 
 
 def transition(old: Status, new: Status) -> tuple[Event, ...]:
