@@ -15,6 +15,7 @@ from finetune_operator.kinds.report import (
     predecessor_message,
     told,
     transition,
+    with_pods,
 )
 from finetune_operator.plan import Observed, Plan
 from finetune_operator.steps import export
