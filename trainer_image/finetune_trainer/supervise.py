@@ -163,12 +163,14 @@ class Supervisor:
             seconds = self._file.stall_timeout_seconds
             outcome = _failed(
                 ExitCode.STALLED,
-                f"no progress for {seconds} seconds; the stacks of all processes are in the log",
+                f"no progress for {seconds} seconds (`spec.failurePolicy.stallTimeoutSeconds`); the"
+                " stacks of all processes are in the log: raise it if a step takes that long",
             )
         elif outcome is None and self._stop_at is not None:
             outcome = _failed(
                 ExitCode.EVICTED,
-                "told to stop, and the grace period ended before a checkpoint was saved",
+                "told to stop, and the grace period ended before a checkpoint was saved; raise"
+                " `spec.workers.terminationGracePeriodSeconds`",
             )
         elif outcome is None:
             outcome = self._judge_silent_end(status)
@@ -190,9 +192,13 @@ class Supervisor:
             )
         if status < 0:
             name = signal.Signals(-status).name
-            return _failed(ExitCode.INFRASTRUCTURE, f"a process was ended from outside ({name})")
+            return _failed(
+                ExitCode.INFRASTRUCTURE,
+                f"a process was ended from outside ({name}); look at the node's own log for by whom",
+            )
         return _failed(
-            ExitCode.INFRASTRUCTURE, f"a process ended with status {status} without a word"
+            ExitCode.INFRASTRUCTURE,
+            f"a process ended with status {status} without a word; its last lines are in the log",
         )
 
     def _outcome(self) -> Termination | None:
