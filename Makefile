@@ -21,10 +21,8 @@ quickstart: $(READY) ## Fine-tune a small model on this computer, no GPU needed
 	  --prompt "My Brio One shows a blinking red light. What should I do?"
 	@echo "Talk with it yourself: .venv/bin/finetune local chat brio --compare"
 
-test: check ## All tests; installs what it needs
-	@$(PYTHON) -m tests.e2e.images
-	@$(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly" --ignore tests/e2e
-	@$(PYTHON) -m pytest tests/e2e -m "not nightly"
+test: check ## All tests but those that need a cluster; installs what it needs
+	@$(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly and not cluster"
 
 check: $(READY) ## Format, lint, types, import contracts, unit and contract tests: under two minutes
 	@$(PYTHON) -m ruff format --check $(SOURCES)
@@ -58,7 +56,7 @@ bench: $(READY) ## Benchmarks: ratios measured in one run
 
 e2e: $(READY) ## Tests with a real cluster, real images and real pods (as root)
 	@$(PYTHON) -m tests.e2e.images
-	@$(PYTHON) -m pytest tests/e2e -m "not nightly"
+	@$(PYTHON) -m pytest tests -m "cluster and not nightly"
 
 cluster: $(READY) ## A real Kubernetes on this computer (as root), and a shell that speaks to it
 	@$(PYTHON) -m tests.cluster up

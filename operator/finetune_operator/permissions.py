@@ -37,9 +37,13 @@ class Permission:
 
 
 KINDS = ("datasetregistrations", "finetunejobs", "modelexports")
+WITH_OUTPUT = ("finetunejobs", "modelexports")
 
 IN_NAMESPACES = (
-    Permission(GROUP, KINDS, ("list", "watch", "patch"), "objects; patch sets the finalizer"),
+    Permission(GROUP, KINDS, ("list", "watch"), "objects"),
+    Permission(
+        GROUP, WITH_OUTPUT, ("patch",), "the finalizer of those whose output goes with them"
+    ),
     Permission(GROUP, tuple(f"{kind}/status" for kind in KINDS), ("patch",), "their status"),
     Permission("batch", ("jobs",), ("create", "delete", "get", "list", "watch"), "attempts"),
     Permission("", ("pods",), ("delete", "list", "watch"), "ends of attempts; lost nodes"),

@@ -1,6 +1,7 @@
 """The product's own main job: the chart installed, `kubectl apply -f examples/`, results that work."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def released(helm: Helm, with_images: Access) -> Iterator[str]:
         helm.run("uninstall", "finetune", f"--namespace={home}", "--wait", on=with_images)
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(3000)
 def test_examples(released: str, own_cluster: Cluster) -> None:
     assert released
@@ -125,7 +127,7 @@ def test_the_operators_calls_are_its_rules(
         "spec": {"namespaceSelector": {"matchLabels": {"none": "such"}}},
     })  # fmt: skip
     lab.apply(lab.dataset(), lab.job("whole", output={"retain": "Delete"}, exports=[
-        {"name": "x", "format": "huggingface"}]), lab.export(source={"jobRef": {"name": "whole"}}),
+        {"name": "x", "format": "huggingface"}]), lab.export(source={"jobRef": {"name": "whole"}}, retain="Delete"),
         lab.job("short", ttlSecondsAfterFinished=1))  # fmt: skip
     lab.succeeded("short")
     lab.succeeded("merged", kind="modelexport")
@@ -137,8 +139,9 @@ def test_the_operators_calls_are_its_rules(
     used, refused = calls_of(own_cluster, operator.settings["lease"]["namespace"])
     assert refused == set()
     assert used <= granted(), used - granted()
-    # Reading events and ending lost pods happen in other tests of this cluster.
-    rare = {("", "events", "list"), ("", "pods", "delete")}
+    # Reading events, ending lost pods, and looking at a Job whose creation was answered by 409 happen
+    # in other tests of this cluster.
+    rare = {("", "events", "list"), ("", "pods", "delete"), ("batch", "jobs", "get")}
     assert granted() - used <= rare, granted() - used - rare
 
 
@@ -186,8 +189,7 @@ def test_a_laptop_ends_in_the_same_status(
     lab.succeeded("same-merged", kind="modelexport")
     place = Place(tmp_path, warm_python)
     claim = place.state / "claims" / "models"
-    claim.mkdir(parents=True)
-    (claim / "model").symlink_to(lab.folder("models") / "model")
+    shutil.copytree(lab.folder("models") / "model", claim / "model")
     for body in bodies:
         body["metadata"]["namespace"] = lab.namespace
     ran = place.finetune("run", str(place.write(*bodies)), "-o", "json")
