@@ -20,9 +20,9 @@ RUN_TIMEOUT_SECONDS = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a cluster: `make e2e` runs it."""
+    """Mark what needs a cluster, or Helm built for one: `make e2e` runs it."""
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
+        if {"cluster", "helm"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
 
 

@@ -1,6 +1,7 @@
 """The product's own main job: the chart installed, `kubectl apply -f examples/`, results that work."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ EXAMPLES_SECONDS = 2400.0
 NOT_COMPARED = {
     "startTime", "completionTime", "endTime", "lastTransitionTime", "lastReportTime", "eta",
     "etaSeconds", "tokensPerSecond", "runningSeconds", "observedGeneration",
+    "sizeBytes",  # of a result whose log tells how long each step took
 }  # fmt: skip
 
 
@@ -198,7 +200,15 @@ def test_a_laptop_ends_in_the_same_status(
         name = here["metadata"]["name"]
         there = lab.get(here["kind"].lower(), name)
         assert has(there, "Finished")
-        assert masked(there["status"]) == masked(here["status"])
+        assert unnamed(there) == unnamed(here)
+
+
+def unnamed(body: Any) -> Any:
+    """Return a status without times, and with one name for every object."""
+    text = json.dumps(masked(body["status"]), sort_keys=True, indent=1)
+    # Differences of logits in float32 depend on the threads that computed them.
+    text = re.sub(r"\d\.\d+e-0[6-9]", "rounding", text)
+    return re.sub(r"attempt-(\d+)-[0-9a-f]{8}/", r"attempt-\1-uid/", text).splitlines()
 
 
 def masked(value: Any) -> Any:
