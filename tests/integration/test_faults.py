@@ -168,9 +168,9 @@ def test_the_command_killed_at_a_write(
 
 @pytest.fixture
 def slow_run(place: Place) -> Iterator[subprocess.Popen[str]]:
-    """Return a run under way whose steps take half a second."""
+    """Return a run under way whose steps take two seconds."""
     manifest = place.write(a_dataset(), a_job(failurePolicy=POLICY))
-    environment = place.environment(FINETUNE_TEST_HOOK=str(HOOK), FINETUNE_TEST_FAULT="slow:0.5")
+    environment = place.environment(FINETUNE_TEST_HOOK=str(HOOK), FINETUNE_TEST_FAULT="slow:2")
     process = subprocess.Popen(
         place.command("run", str(manifest)), cwd=place.folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
