@@ -66,6 +66,11 @@ def get(
             show.print_table(one, of_kind, wide=output == "wide")
 
 
+def _key(kind_or_job: str, name: str | None, namespace: str) -> Key:
+    """Return the object that `KIND NAME`, or the name of a job alone, means."""
+    return Key(kind_of(kind_or_job) if name else "FineTuneJob", namespace, name or kind_or_job)
+
+
 @local.command()
 def describe(
     kind_or_job: Annotated[str, typer.Argument(help="A kind, or the name of a FineTuneJob.")],
@@ -75,9 +80,8 @@ def describe(
 ) -> None:
     """Show everything worth knowing of an object."""
     store = Store(state)
-    kind = kind_of(kind_or_job) if name else "FineTuneJob"
-    key = Key(kind, namespace, name or kind_or_job)
-    body = show.whole(kind, store.require(key))
+    key = _key(kind_or_job, name, namespace)
+    body = show.whole(key.kind, store.require(key))
     print(show.describe(body, tools.events_of(store, key)))
 
 
@@ -145,7 +149,8 @@ def delete(
 ) -> None:
     """Delete an object; a retained output stays."""
     store = Store(state)
-    kind = kind_of(kind_or_job) if name else "FineTuneJob"
-    key = Key(kind, namespace, name or kind_or_job)
+    key = _key(kind_or_job, name, namespace)
     kept = tools.delete(store, key)
-    print(f"{kind.lower()}/{key.name} deleted" + (f"; its output stays: {kept}" if kept else ""))
+    print(
+        f"{key.kind.lower()}/{key.name} deleted" + (f"; its output stays: {kept}" if kept else "")
+    )

@@ -42,7 +42,7 @@ def parse(body: dict[str, Any]) -> Resource:
     try:
         # As JSON and strict: an API server does not take "16" for 16 either.
         resource = KINDS[kind].model_validate_json(
-            json.dumps(_without_nulls(fields)), strict=True, by_alias=True, by_name=False
+            json.dumps(without_nulls(fields)), strict=True, by_alias=True, by_name=False
         )
     except ValidationError as error:
         raise Refusal(explain(error, root=KINDS[kind], path="")) from error
@@ -77,10 +77,10 @@ def dump(resource: Model) -> dict[str, Any]:
     return body
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Return a value without its nulls: an API server drops them, and an unset field is unset."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value

@@ -62,6 +62,7 @@ async def operate(login: Login, settings: Settings) -> int:
         liveness_endpoint=f"http://0.0.0.0:{port}/healthz" if port else None,
         stop_flag=stop,
         # Else kopf makes one of the user's name, and an image's user has none.
+        # A plain text to kopf, under a type of its own that it does not export.
         identity=identity,  # type: ignore[arg-type]
     )
     return 1 if stop.is_set() else 0

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api.errors import Refusal
-from finetune_api.objects import parse
+from finetune_api.objects import parse, without_nulls
 from finetune_cli.cluster.connection import APPLY_PATCH, MANAGER, Cluster
 from finetune_cli.cluster.objects import path_of_kind
 from finetune_cli.cluster.refusals import Refused
@@ -70,7 +70,7 @@ def _checked(cluster: Cluster, manifest: Manifest) -> Manifest:
         parse(manifest.body)
     except Refusal as refusal:
         raise Refusal([*refusal.problems, *problems]) from refusal
-    body = _without_nulls({k: v for k, v in manifest.body.items() if k != "status"})
+    body = without_nulls({k: v for k, v in manifest.body.items() if k != "status"})
     given = body["metadata"].get("namespace")
     if given and cluster.is_namespace_given and given != cluster.namespace:
         problems.append(
@@ -102,15 +102,6 @@ def _advice(path: str, uri: str) -> str:
     block = path.split(".")[1]
     what = ADVICE[block] if is_data or block in ("output", "destination") else ELSE
     return f"`{path}`: {uri} is on this computer, no cluster can read it; {what}; {READS_FILES}"
-
-
-def _without_nulls(value: Any) -> Any:
-    """Return a value without its nulls: an unset field is unset, not owned."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
 
 
 def _apply(cluster: Cluster, body: dict[str, Any], *, dry_run: bool) -> str:

@@ -10,7 +10,7 @@ import msgspec
 from finetune_api.base import GROUP, VERSION
 from finetune_api.objects import KINDS, plural
 from finetune_operator.cluster.client import BATCH, ApiServer, path_of, path_of_kind
-from finetune_operator.cluster.informer import Informer
+from finetune_operator.cluster.informer import Informer, R
 from finetune_operator.cluster.records import (
     Custom,
     Job,
@@ -137,7 +137,7 @@ class Cache:
         self._of_namespace(self.jobs, decode_job(body).metadata.namespace).learn(body)
 
     @staticmethod
-    def _of_namespace(informers: list[Informer], namespace: str) -> Informer:  # type: ignore[type-arg]
+    def _of_namespace(informers: list[Informer[R]], namespace: str) -> Informer[R]:
         return next((i for i in informers if f"/namespaces/{namespace}/" in i.path), informers[0])
 
     def _on_custom(self, kind: str) -> Callable[[Custom | None, Custom | None], None]:

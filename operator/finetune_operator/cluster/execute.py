@@ -87,15 +87,20 @@ class Executor:
         """Remove the working claim."""
         await self._delete_own(path_of("persistentvolumeclaims", key.namespace, claim), uid)
 
-    async def _delete_own(self, path: str, uid: str) -> None:
-        """Delete a child after a look at whose it is."""
+    async def _found(self, path: str) -> dict[str, Any] | None:
+        """Return a child as the API server has it now; None if it is gone."""
         try:
-            found = orjson.loads(await self._api.get(path))
+            found: dict[str, Any] = orjson.loads(await self._api.get(path))
         except ApiError as error:
             if error.status == 404:
-                return
+                return None
             raise
-        if _uid_label(found) == uid:
+        return found
+
+    async def _delete_own(self, path: str, uid: str) -> None:
+        """Delete a child after a look at whose it is."""
+        found = await self._found(path)
+        if found is not None and _uid_label(found) == uid:
             await self._api.delete(path, uid=found["metadata"]["uid"])
 
     async def remove_output(self, key: Key, uid: str, location: str) -> None:
@@ -108,12 +113,9 @@ class Executor:
             return
         if claim == f"{key.name}-output":
             path = path_of("persistentvolumeclaims", key.namespace, claim)
-            try:
-                found = orjson.loads(await self._api.get(path))
-            except ApiError as error:
-                if error.status == 404:
-                    return
-                raise
+            found = await self._found(path)
+            if found is None:
+                return
             marks = found["metadata"].get("labels", {})
             # An export and a job of one name share that claim: it goes with whom it was made for.
             if (marks.get(labels.KIND), marks.get(labels.NAME)) == (key.kind, key.name):

@@ -29,6 +29,7 @@ class Login:
 
 def log_in() -> Login:
     """Return the login of this pod, or of the kubeconfig outside one."""
+    # The library's loaders have no types.
     configuration = Configuration()
     if "KUBERNETES_SERVICE_HOST" in os.environ and SERVICE_ACCOUNT.is_dir():
         load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
