@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cluster.fixtures import cluster, namespace, own_cluster
 from tests.fakes.tiny import alpaca_rows, tiny_model, write_jsonl
 from tests.fakes.warm_python import write_client
+
+__all__ = ["cluster", "namespace", "own_cluster"]
 
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 RUN_TIMEOUT_SECONDS = 600

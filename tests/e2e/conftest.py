@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Access, Cluster
-from tests.cluster.fixtures import cluster, fresh_namespace, namespace, own_cluster
+from tests.cluster.fixtures import fresh_namespace
 from tests.e2e.images import bring_to
 from tests.e2e.lab import Lab
 from tests.e2e.operators import OperatorProcess, grant, settings, withdraw
 from tests.fakes.tiny import tiny_model
-
-__all__ = ["cluster", "namespace", "own_cluster"]
 
 CRDS = Path(__file__).parents[2] / "crds"
 MODELS = {

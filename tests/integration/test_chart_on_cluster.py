@@ -12,9 +12,8 @@ from finetune_api.crd import crd_files
 from tests.charts import CHART, Helm, Manifest, each_old, helm
 from tests.cluster import Access
 from tests.cluster.commands import ClusterError
-from tests.cluster.fixtures import cluster, namespace
 
-__all__ = ["cluster", "helm", "namespace"]
+__all__ = ["helm"]
 
 
 @each_old

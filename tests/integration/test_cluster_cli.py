@@ -17,7 +17,7 @@ from finetune_cli.cluster.standing import standing_of
 from finetune_cli.cluster.why import explain
 from tests import cluster_cli
 from tests.builders import a_dataset, a_job, an_export
-from tests.cluster import Cluster, fixtures
+from tests.cluster import Cluster
 from tests.cluster.commands import wait_until
 from tests.cluster.images import BASE, base_image
 from tests.cluster_cli import (
@@ -37,7 +37,6 @@ from tests.cluster_cli import (
     failed,
 )
 
-cluster, own_cluster = fixtures.cluster, fixtures.own_cluster
 run, finetune, namespace = cluster_cli.run, cluster_cli.finetune, cluster_cli.namespace
 
 
@@ -226,7 +225,13 @@ def test_ctrl_c_leaves_a_watched_job_alone(finetune: Finetune) -> None:
     finetune.submit(DATASET, JOB)
     command = [sys.executable, "-m", "finetune_cli", "watch", "tiny", "-n", finetune.namespace]
     environment = {**finetune.access.environment(), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+
+    def hear() -> None:  # tests that run in the background have SIGINT ignored, and hand that down
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=hear
+    ) as process:
         assert process.stdout is not None
         assert "tiny" in process.stdout.readline()
         process.send_signal(signal.SIGINT)

@@ -28,9 +28,11 @@ from finetune_trainer.batch_plan import BatchPlan
 from finetune_trainer.callbacks import RunCallback, best_step
 from finetune_trainer.data.saved import IGNORED, ROWS_FILE
 from finetune_trainer.errors import Evicted, UserError
+from finetune_trainer.heap import keep_freed_memory
 from finetune_trainer.models import load_model, load_tokenizer
 from finetune_trainer.plan_trainer import PlanTrainer
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.sources import claim_path
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def train(file: JobFile) -> TrainResult | None:
         Evicted: told to stop; a checkpoint was saved. UserError: training diverged.
     """
     if (done := outputs.published(file)) is not None:
+        _tell_of(file, done.steps)
         return TrainResult(steps=done.steps, total_steps=done.steps, artifacts=done.artifacts)
     run = run_of(file)
     resume = checkpoints.newest_complete(file)
@@ -77,6 +80,13 @@ def train(file: JobFile) -> TrainResult | None:
     return _finish(run, trainer, callback, reporter) if first_rank else None
 
 
+def _tell_of(file: JobFile, steps: int) -> None:
+    """Report a run that an earlier attempt published before anybody heard of its end."""
+    reporter = ProgressReporter(file, total_steps=steps, first_step=steps)
+    _record(claim_path(file.output, file.folders) / TRAINER_LOG_FILE, reporter)
+    reporter.report(now=True)
+
+
 def run_of(file: JobFile) -> Run:
     """Return the run that a job file describes."""
     assert file.job is not None, "a train step has a job"
@@ -99,6 +109,8 @@ def build_trainer(run: Run) -> PlanTrainer:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     is_lora = run.spec.method is Method.LORA
     dtype = "bfloat16" if run.resolved.precision == "bf16" and is_lora else "float32"
+    if run.resolved.device == "cpu":
+        keep_freed_memory()
     model = load_model(run.model_folder, dtype=dtype, attention=run.spec.model.attention)
     _choose_attention(run, model)
     signals.beat()
@@ -231,12 +243,17 @@ def _start_folder(
     log.unlink(missing_ok=True)
     if resume and (resume.folder / TRAINER_LOG_FILE).is_file():
         shutil.copyfile(resume.folder / TRAINER_LOG_FILE, log)
-        for line in log.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            reporter.record(entry, entry["current_steps"])
+        _record(log, reporter)
     start = f"Resuming from step {resume.step}" if resume else "Starting"
     print(f"{start} of {reporter.snapshot().progress.total_steps} steps", flush=True)
     reporter.report(now=True)
+
+
+def _record(log: Path, reporter: ProgressReporter) -> None:
+    """Let a report hold what an earlier attempt logged."""
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        entry = json.loads(line)
+        reporter.record(entry, entry["current_steps"])
 
 
 def _finish(
