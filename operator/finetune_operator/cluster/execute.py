@@ -1,5 +1,6 @@
 """What plans become on an API server: children made once, deletions of what was looked at."""
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -21,9 +22,12 @@ from finetune_operator.steps.files import own_output_claim
 class Executor:
     """Makes and removes the children of objects."""
 
-    def __init__(self, api: ApiServer, cache: Cache, settings: Settings) -> None:
+    def __init__(
+        self, api: ApiServer, cache: Cache, settings: Settings, authorities: Callable[[], str]
+    ) -> None:
         """Use an API server; what is made is learnt by the copies at once."""
         self._api, self._cache, self._settings = api, cache, settings
+        self._authorities = authorities
 
     async def create(self, run: StepRun, uid: str) -> None:
         """Make a run: its claims and what its attempts share first, its Job last."""
@@ -34,9 +38,8 @@ class Executor:
         if (own := own_output_claim(run.job_file)) is not None:
             body = storage.output_claim(run, uid, own, self._settings.output)
             _require_kind(await self._once(claims, body, None), run.owner.kind)
-        shared = await self._once(
-            path_of("configmaps", namespace), config_map(run, uid, self._settings), uid
-        )
+        frozen = config_map(run, uid, self._settings, authorities=self._authorities())
+        shared = await self._once(path_of("configmaps", namespace), frozen, uid)
         made = job(run, uid, orjson.loads(shared))
         try:
             there = await self._once(path_of("jobs", namespace, group=BATCH), made, uid)
@@ -76,12 +79,12 @@ class Executor:
         child = next((c for c in self._cache.jobs_of(key, uid) if c.metadata.name == name), None)
         if child is None:
             return
+        shared = child.metadata.annotations.get(labels.CONFIG)
+        if with_config and shared:  # first: only the Job still names it
+            await self._delete_own(path_of("configmaps", key.namespace, shared), uid)
         if child.metadata.deletion_timestamp is None:
             path = path_of("jobs", key.namespace, name, group=BATCH)
             await self._api.delete(path, uid=child.metadata.uid, foreground=True)
-        shared = child.metadata.annotations.get(labels.CONFIG)
-        if with_config and shared:
-            await self._delete_own(path_of("configmaps", key.namespace, shared), uid)
 
     async def remove_work(self, key: Key, uid: str, claim: str) -> None:
         """Remove the working claim."""
