@@ -1,0 +1,1 @@
+"""What tenants, and whoever reaches a port, may not do."""
