@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.cluster import Access, Cluster, ClusterError, default_state
 from tests.cluster.machine import why_not
+from tests.cluster.tools import helm
 
 ROOT = Path(__file__).parents[2]
 OPERATOR, PREPARE, TRAINER = (
@@ -48,6 +49,7 @@ def main() -> int:
     was_running = cluster.running()
     try:
         print("Bringing up the test cluster and building its images (the first time: 20 minutes)")
+        helm()
         cluster.start()
         bring_to(cluster)
     except ClusterError as error:
