@@ -71,6 +71,17 @@ FAILURE_CLASSES = {
 StepName = Literal["validate", "prepare", "train", "export", "preview", "chat"]
 
 
+class Receiver(StatusModel):
+    """Where a step sends its snapshots while it runs."""
+
+    url: str
+    """Address, by HTTPS."""
+    ca_file: str
+    """Certificates of the authorities that may have signed the receiver's."""
+    token_file: str
+    """Token of this pod; the kubelet renews it."""
+
+
 class Folders(StatusModel):
     """Where a step finds things; mount points on a cluster, folders under `finetune local`."""
 
@@ -178,16 +189,13 @@ class ExportInput(StatusModel):
 
 
 class Snapshot(StatusModel):
-    """A complete report of progress; a later sequence replaces an earlier one."""
+    """A complete report of progress: these fields of a job's status. A later one replaces an earlier."""
 
-    attempt: int
-    sequence: int
     progress: Progress
     metrics: Metrics = Metrics()
     loss_history: History = []
     eval_history: History = []
     checkpoints: Checkpoints = Checkpoints()
-    resumed_from_step: int | None = None
 
 
 class ErrorReport(StatusModel):
@@ -227,6 +235,8 @@ class JobFile(StatusModel):
     """What the micro-batch of `resolved` is divided by, since memory ran out before."""
     folders: Folders = Folders()
     """Filled in by whoever runs the step."""
+    receiver: Receiver | None = None
+    """Who takes snapshots. Unset: whoever started the step reads them from its folder."""
     registration: DatasetInput | None = None
     job: FineTuneJobSpec | None = None
     resolved: Resolved | None = None

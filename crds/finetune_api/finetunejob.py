@@ -21,6 +21,7 @@ from finetune_api.status import (
     Progress,
     Resolved,
     Status,
+    Usage,
 )
 from finetune_api.storage import Checkpoint, ClaimSettings, Location, Output
 from finetune_api.training import Stage, Training
@@ -169,6 +170,8 @@ class FineTuneJobStatus(Status):
     """What became of the rows; counted by `prepare`."""
     artifacts: Annotated[list[Artifact], Field(max_length=32)] = []
     """Results: of training first, then of each export."""
+    usage: Usage | None = None
+    """GPU time of training. Unset: it used none, or no attempt at it has ended."""
     running_seconds: int = 0
     """Running time of ended attempts, for `activeDeadlineSeconds`."""
 

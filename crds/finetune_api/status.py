@@ -58,6 +58,14 @@ class Progress(StatusModel):
     """Tokens a second since the attempt began, over all processes, without padding."""
     last_report_time: Timestamp | None = None
     """When the trainer made this report, in UTC."""
+    activity: Annotated[str, Field(max_length=32)] = ""
+    """`Loading`, `Training`, `Evaluating`, `Publishing`."""
+    attempt: int = 0
+    """Number of the attempt at training that reported."""
+    sequence: int = 0
+    """Number of its report; of one attempt a later report has a higher one."""
+    resumed_from_step: int | None = None
+    """Optimizer step of the checkpoint that attempt went on from. Unset: from the start."""
 
 
 class Metrics(StatusModel):
@@ -94,6 +102,8 @@ class CheckpointState(StatusModel):
     """Optimizer steps done when it was saved."""
     uri: Annotated[str, Field(max_length=1024)]
     """Folder: of checkpoints within the run's working files, of the final one the output."""
+    time: Timestamp | None = None
+    """When it was complete, in UTC."""
 
 
 class Checkpoints(StatusModel):
@@ -145,6 +155,15 @@ class Failure(StatusModel):
     """Exit code of the step's first process. Unset: the operator itself ended the job."""
     log_tail: Annotated[str, Field(max_length=2048)] | None = None
     """Last 2048 bytes of the step's log."""
+
+
+class Usage(StatusModel):
+    """What training used, over all its attempts."""
+
+    gpu_seconds: int = 0
+    """GPUs x seconds that its pods ran."""
+    lost_gpu_seconds: int = 0
+    """Those of `gpuSeconds` whose work had to be done again: from the last checkpoint to a failure."""
 
 
 class Artifact(StatusModel):

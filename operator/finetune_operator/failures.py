@@ -32,6 +32,10 @@ class Judgement:
 def termination_of(run: ObservedRun) -> Termination:
     """Return a run's last word; a run that vanished without one was lost from outside."""
     end = run.termination
+    if end is not None and end.snapshot is None:
+        end = end.model_copy(
+            update={"snapshot": run.snapshot}
+        )  # its last report, where that is known
     if end is not None and (end.exit_code != 0 or _result(run.step, end) is not None):
         return end
     if end is not None:
@@ -83,4 +87,4 @@ def made_progress(end: Termination) -> bool:
     snapshot = end.snapshot
     if snapshot is None or snapshot.checkpoints.latest is None:
         return False
-    return snapshot.checkpoints.latest.step > (snapshot.resumed_from_step or 0)
+    return snapshot.checkpoints.latest.step > (snapshot.progress.resumed_from_step or 0)

@@ -30,6 +30,10 @@ class Backend(Protocol):
         """Do what a plan says; safe to repeat."""
 
 
+class Unavailable(Exception):
+    """Whoever has to carry a plan out refuses or is not reached; it is tried again."""
+
+
 class Conflict(Exception):
     """What was decided on has changed meanwhile: nothing is wrong, it is decided again."""
 
@@ -152,6 +156,8 @@ async def work(
         except Conflict as conflict:
             outcome = "conflict"
             log.info("Reconcile of %s: %s; looking again", "/".join(key), conflict)
+        except Unavailable as error:
+            log.warning("Reconcile of %s: %s; trying again", "/".join(key), error)
         except Exception:  # the one place where a failed reconcile is decided: it is tried again
             log.exception("Reconcile of %s failed; trying again", "/".join(key))
         finally:

@@ -58,6 +58,18 @@ class Sources(Model):
     """Proxies."""
 
 
+class Progress(Model):
+    """Where running steps report to."""
+
+    url: str = ""
+    """Address of the receivers as pods reach them, such as `https://name.namespace.svc:8443`. Empty:
+    none; then progress is told when a step ends."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8443
+    """Port that this operator's receiver listens on. 0: none."""
+    jobs_in_metrics: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """Most jobs that have series of their own in `/metrics`."""
+
+
 class Lease(Model):
     """Which of several operators acts."""
 
@@ -82,6 +94,8 @@ class Settings(Model):
     """Where steps may fetch from."""
     log_tail: bool = True
     """Show the last lines of a failed step's log in `status.failure`."""
+    progress: Progress = Progress()
+    """Where running steps report to."""
     lease: Lease = Lease()
     """Which of several operators acts."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8080

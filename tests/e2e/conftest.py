@@ -8,11 +8,11 @@ import pytest
 from tests.cluster import Access, Cluster
 from tests.cluster.fixtures import fresh_namespace
 from tests.e2e.images import bring_to
-from tests.e2e.lab import Lab
+from tests.e2e.lab import Lab, apply_crds
 from tests.e2e.operators import OperatorProcess, grant, settings, withdraw
+from tests.e2e.relay import free_port
 from tests.fakes.tiny import tiny_model
 
-CRDS = Path(__file__).parents[2] / "crds"
 MODELS = {
     "apiVersion": "v1",
     "kind": "PersistentVolumeClaim",
@@ -34,9 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def with_crds(cluster: Access) -> Access:
     """Return the cluster with our kinds."""
-    for path in sorted(CRDS.glob("*.yaml")):
-        cluster.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={path}")
-    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    apply_crds(cluster)
     return cluster
 
 
@@ -62,8 +60,15 @@ def operator_process(
     """Return an operator that is not started yet; it ends with the test."""
     name, token = home
     certificate = str(own_cluster.pki.folder / "ca.crt")
+    host = own_cluster.api_server.split("://")[1].split(":")[0]
+    port = free_port(host)
+    progress = {"url": f"https://{host}:{port}", "port": port}
     found = OperatorProcess(
-        tmp_path / "operator", own_cluster.api_server, certificate, token, settings(name)
+        tmp_path / "operator",
+        own_cluster.api_server,
+        certificate,
+        token,
+        settings(name, progress=progress),
     )
     yield found
     found.stop()

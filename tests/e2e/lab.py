@@ -14,8 +14,21 @@ from tests.fakes.tiny import alpaca_rows
 Body = dict[str, Any]
 PINNED = [{"name": "OMP_NUM_THREADS", "value": "1"}]
 POLL_SECONDS = 0.25
+WHOLE = ("--output=json", "--show-managed-fields")
 WAIT_SECONDS = 240.0
 ROWS = "\n".join(json.dumps(row) for row in alpaca_rows(24))
+
+
+def apply_crds(cluster: Access) -> None:
+    """Make our kinds known to a cluster."""
+    for path in crd_paths():
+        cluster.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={path}")
+    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+
+
+def crd_paths() -> list[Path]:
+    """Return the files of our kinds."""
+    return sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
 
 
 @dataclass
@@ -36,13 +49,13 @@ class Lab:
 
     def get(self, kind: str, name: str) -> Body:
         """Return an object."""
-        found: Body = json.loads(self.kubectl("get", kind, name, "--output=json"))
+        found: Body = json.loads(self.kubectl("get", kind, name, *WHOLE))
         return found
 
     def listed(self, kind: str, selector: str = "") -> list[Body]:
         """Return all objects of a kind."""
         chosen = [f"--selector={selector}"] if selector else []
-        found: list[Body] = json.loads(self.kubectl("get", kind, *chosen, "--output=json"))["items"]
+        found: list[Body] = json.loads(self.kubectl("get", kind, *chosen, *WHOLE))["items"]
         return found
 
     def wait(

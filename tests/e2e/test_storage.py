@@ -3,7 +3,7 @@
 import time
 
 from tests.cluster import Cluster
-from tests.e2e.lab import Lab, result
+from tests.e2e.lab import Lab, apply_crds, crd_paths, result
 from tests.e2e.operators import OperatorProcess
 
 LOCAL = {"className": "node-local", "accessMode": "ReadWriteOnce", "size": "1Gi"}
@@ -27,7 +27,7 @@ def test_a_claim_of_one_node_strands_no_training(
     assert body["status"]["artifacts"][0]["uri"].startswith("pvc://bound-output/")
 
 
-def test_outputs_outlive_ttl_delete_and_crds(lab: Lab, operator: OperatorProcess) -> None:
+def test_outputs_outlive_ttl_and_delete(lab: Lab, operator: OperatorProcess) -> None:
     lab.apply(lab.dataset(), lab.job("brief", ttlSecondsAfterFinished=1), lab.job("whole"))
     lab.succeeded("brief")
     lab.succeeded("whole")
@@ -46,6 +46,23 @@ def test_outputs_outlive_ttl_delete_and_crds(lab: Lab, operator: OperatorProcess
     assert result(lab.output("brief")) == result(lab.output("whole"))
     lab.kubectl("delete", "ftj", "whole", "--timeout=60s")
     assert result(lab.output("whole")).losses
+
+
+def test_outputs_outlive_the_crds(lab: Lab, operator: OperatorProcess) -> None:
+    """Whoever removes the kinds loses every object of them; results stay, and are taken up again."""
+    lab.apply(lab.dataset(), lab.job("orphan", training={"maxSteps": 40}))
+    lab.succeeded("orphan")
+    before = result(lab.output("orphan"))
+    try:
+        for path in crd_paths():
+            lab.cluster.kubectl("delete", f"--filename={path}", "--timeout=120s")
+        assert lab.listed("pvc", "finetune.dev/name=orphan")
+        assert result(lab.output("orphan")) == before
+    finally:
+        apply_crds(lab.cluster)
+    lab.apply(lab.dataset(), lab.job("orphan", training={"maxSteps": 40}))
+    assert lab.succeeded("orphan")["status"]["reason"] == "AlreadyTrained"
+    assert result(lab.output("orphan")) == before
 
 
 def test_a_restored_job_is_not_trained_again(lab: Lab, operator: OperatorProcess) -> None:

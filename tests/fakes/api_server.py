@@ -7,6 +7,15 @@ import orjson
 from finetune_operator.cluster.client import ApiError, Changed
 
 
+def merged_patch(there: Any, patch: Any) -> Any:
+    """Return an object with a merge patch on it."""
+    if not isinstance(patch, dict):
+        return patch
+    old = there if isinstance(there, dict) else {}
+    both = {**old, **{name: merged_patch(old.get(name), value) for name, value in patch.items()}}
+    return {name: value for name, value in both.items() if value is not None}
+
+
 class FakeApiServer:
     """Objects by their path, and every write that was asked for."""
 
@@ -33,18 +42,17 @@ class FakeApiServer:
             raise Changed(409, "there already", reason="AlreadyExists")
         return self._stored(name, body)
 
-    async def apply(self, path: str, body: dict[str, Any]) -> bytes:
-        self.writes.append(("APPLY", path))
+    async def patch(self, path: str, body: dict[str, Any], *, manager: str = "") -> bytes:
+        """Merge (RFC 7386), on the version that is named if one is."""
+        self.writes.append(("PATCH", path))
         name = path.removesuffix("/status")
         if name not in self.objects:
             raise ApiError(404, f"{name} not found")
-        return self._stored(name, {**self.objects[name], "status": body["status"]})
-
-    async def patch(self, path: str, body: dict[str, Any]) -> bytes:
-        self.writes.append(("PATCH", path))
-        there = self.objects[path]
-        meta = {**there["metadata"], "finalizers": body["metadata"]["finalizers"]}
-        return self._stored(path, {**there, "metadata": meta})
+        there = self.objects[name]
+        wanted = body["metadata"].get("resourceVersion", there["metadata"]["resourceVersion"])
+        if wanted != there["metadata"]["resourceVersion"]:
+            raise Changed(409, "the object has been modified", reason="Conflict")
+        return self._stored(name, merged_patch(there, body))
 
     async def delete(self, path: str, **options: Any) -> None:
         self.writes.append(("DELETE", path))

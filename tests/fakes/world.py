@@ -138,11 +138,14 @@ class World:
         if not run.is_running:
             return
         snapshot = Snapshot(
-            attempt=1,
-            sequence=1,
-            progress=Progress(step=step, total_steps=6, summary=f"{step}/6"),
+            progress=Progress(
+                step=step,
+                total_steps=6,
+                summary=f"{step}/6",
+                sequence=1,
+                resumed_from_step=resumed or None,
+            ),  # fmt: skip
             checkpoints=Checkpoints(latest=CheckpointState(step=step, uri="x") if step else None),
-            resumed_from_step=resumed or None,
         )
         end = Termination(exit_code=code, snapshot=snapshot, stop_was_requested=requested)
         if code:

@@ -12,6 +12,7 @@ from finetune_operator.permissions import AT_HOME, CLUSTER_WIDE, IN_NAMESPACES, 
 from finetune_operator.settings import Settings
 from tests.charts import CHART, HOME, Helm, Manifest, Manifests, each_old, helm
 
+URL = f"https://finetune-operator-progress.{HOME}.svc:8443"
 ACCOUNT = {"kind": "ServiceAccount", "name": "finetune-operator", "namespace": HOME}
 
 __all__ = ["helm"]
@@ -57,6 +58,7 @@ def test_settings_are_the_operators_own(helm: Helm) -> None:
         {
             "images": {"trainer": "finetune-trainer:0.1.0"},
             "lease": {"namespace": HOME, "name": "finetune-operator"},
+            "progress": {"url": URL},
         }
     )
 
@@ -77,10 +79,18 @@ def test_every_value_reaches_the_settings(helm: Helm) -> None:
         "logTail": False,
         "healthPort": 8081,
         "metricsPort": 9091,
+        "progress": {"port": 9443, "jobsInMetrics": 7},
     }
     seen = yaml.safe_load(settings_text(helm.render(**given)))
     assert seen.pop("lease") == {"namespace": HOME, "name": "finetune-operator"}
+    assert seen["progress"].pop("url") == URL.replace("8443", "9443")
     assert seen == given
+
+
+def test_without_a_port_nothing_is_received(helm: Helm) -> None:
+    found = helm.render(progress={"port": 0})
+    assert settings_of(found).progress.url == ""
+    assert not [name for _, _, name in found if name.endswith("-progress")]
 
 
 def test_other_settings_are_other_pods(helm: Helm) -> None:

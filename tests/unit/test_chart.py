@@ -19,7 +19,7 @@ CHART = Path(__file__).parents[2] / "charts/finetune-operator"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
 SCHEMA = json.loads((CHART / "values.schema.json").read_text("utf-8"))
 NOT_VALUES = {"global"}
-FROM_THE_RELEASE = {"lease"}
+FROM_THE_RELEASE = {"lease": True, "progress": {"url": True}}
 """Settings that the chart takes from the release's name and namespace."""
 
 

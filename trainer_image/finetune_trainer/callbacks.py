@@ -14,7 +14,7 @@ from finetune_api.contract import TRAINER_LOG_FILE, JobFile
 from finetune_api.status import CheckpointState
 from finetune_trainer import checkpoints, signals
 from finetune_trainer.errors import UserError
-from finetune_trainer.progress import ProgressReporter, duration
+from finetune_trainer.progress import ProgressReporter, duration, utc_now
 
 
 class RunCallback(TrainerCallback):
@@ -32,7 +32,17 @@ class RunCallback(TrainerCallback):
     def attach(self, trainer: Any) -> None:
         """Take the trainer whose token counts are reported."""
         self._trainer = trainer
-        trainer.on_evaluation_step = signals.beat
+        trainer.on_evaluation_step = self._on_evaluation_step
+
+    def _on_evaluation_step(self) -> None:
+        signals.beat()
+        self._tell("Evaluating")
+
+    def _tell(self, activity: str) -> None:
+        """Report a change of what is being done."""
+        if self._first and self._reporter.activity != activity:
+            self._reporter.activity = activity
+            self._reporter.report(now=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Beat; stop together when one rank was told to; save by the clock."""
@@ -45,6 +55,7 @@ class RunCallback(TrainerCallback):
             control.should_save = True
         self._reporter.step, self._reporter.epoch = state.global_step, state.epoch or 0.0
         self._reporter.tokens = self._trainer.tokens
+        self._reporter.activity = "Training"
         if self._first:
             self._reporter.report(now=state.global_step == self._reporter.step == state.max_steps)
 
@@ -127,7 +138,8 @@ class RunCallback(TrainerCallback):
         if self._log.exists():
             shutil.copyfile(self._log, folder / TRAINER_LOG_FILE)
         checkpoints.seal(folder, step=state.global_step, world_size=args.world_size)
-        saved = CheckpointState(step=state.global_step, uri=f"{folder.parent.name}/{folder.name}")
+        uri = f"{folder.parent.name}/{folder.name}"
+        saved = CheckpointState(step=state.global_step, uri=uri, time=utc_now())
         self._reporter.checkpoints["latest"] = saved
         best = best_step(state.log_history)
         if best == state.global_step:

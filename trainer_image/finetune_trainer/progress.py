@@ -11,6 +11,11 @@ from finetune_trainer.files import write_whole
 LEAST_SECONDS_BETWEEN_REPORTS = 1.0
 
 
+def utc_now() -> str:
+    """Return the time as Kubernetes writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def thinned(points: list[LossPoint], limit: int = HISTORY_POINTS) -> History:
     """Return at most `limit` points, evenly chosen, the first and the last among them."""
     if len(points) <= limit:
@@ -37,6 +42,7 @@ class ProgressReporter:
         self._started = time.monotonic()
         self._sequence = 0
         self._written = 0.0
+        self.activity = "Loading"
         self.step, self.epoch, self.tokens = first_step, 0.0, 0
         self.losses: list[LossPoint] = []
         self.eval_losses: list[LossPoint] = []
@@ -65,8 +71,6 @@ class ProgressReporter:
         speed = self.tokens / elapsed if done and elapsed else None
         self._sequence += 1
         return Snapshot(
-            attempt=self._attempt,
-            sequence=self._sequence,
             progress=Progress(
                 summary=f"{self.step}/{self._total}",
                 step=self.step,
@@ -76,13 +80,16 @@ class ProgressReporter:
                 eta="" if left is None else duration(left),
                 eta_seconds=None if left is None else round(left),
                 tokens_per_second=None if speed is None else f"{speed:.0f}",
-                last_report_time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                last_report_time=utc_now(),
+                activity=self.activity,
+                attempt=self._attempt,
+                sequence=self._sequence,
+                resumed_from_step=self._first or None,
             ),
             metrics=Metrics.model_validate(self.metrics),
             loss_history=thinned(self.losses),
             eval_history=thinned(self.eval_losses),
             checkpoints=Checkpoints.model_validate(self.checkpoints),
-            resumed_from_step=self._first or None,
         )
 
     def report(self, *, now: bool = False) -> None:

@@ -27,6 +27,7 @@ from finetune_api.contract import (
 )
 from finetune_api.lastword import encode
 from finetune_trainer.files import write_whole
+from finetune_trainer.sending import Sender
 from finetune_trainer.signals import HEARTBEAT_FILE, STOP_FILE
 
 POLL_SECONDS = 0.1
@@ -53,6 +54,7 @@ class Supervisor:
         self._file = file
         self._folder = Path(file.folders.step)
         self._job_file = job_file
+        self._sender: Sender | None = None
         self._stop_at: float | None = None
         self._stalled = False
         self._stop_was_requested = False
@@ -64,12 +66,16 @@ class Supervisor:
         signal.signal(signal.SIGINT, lambda *_: self.stop())
         if stop_on_eof:
             threading.Thread(target=self._stop_with_parent, daemon=True).start()
+        if self._file.receiver:
+            self._sender = Sender(self._file.receiver, self._folder)
         with (self._folder / LOG_FILE).open("ab") as log:
             workers = self._start()
             copier = threading.Thread(target=_copy_output, args=(workers.stdout, log), daemon=True)
             copier.start()
             status = self._watch(workers)
             copier.join(timeout=5)
+        if self._sender is not None:
+            self._sender.close()
         termination = self._judge(status)
         write_whole(
             self._folder / TERMINATION_FILE,
@@ -124,6 +130,8 @@ class Supervisor:
             "TRL_EXPERIMENTAL_SILENCE": "1",
             "PYTHONUNBUFFERED": "1",
         }
+        # transformers would report by itself; here the first process does (`sending.py`).
+        environment["DISABLE_KUBEFLOW_INTEGRATION"] = "TRUE"
         for name, value in defaults.items():
             environment.setdefault(name, value)
         if self._file.devices == 0:
@@ -214,7 +222,12 @@ class Supervisor:
 
     def _snapshot(self) -> Snapshot | None:
         path = self._folder / PROGRESS_FILE
-        return Snapshot.model_validate_json(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        found = Snapshot.model_validate_json(path.read_text())
+        if self._sender is None:
+            return found
+        return self._sender.numbered(found, told_at=found.progress.last_report_time)
 
     def _log_tail(self) -> str:
         with (self._folder / LOG_FILE).open("rb") as log:

@@ -58,11 +58,13 @@ def train(file: JobFile) -> TrainResult | None:
     run = run_of(file)
     resume = checkpoints.newest_complete(file)
     _stop_if_told(file)
-    trainer = build_trainer(run)
     first_rank = int(os.environ.get("RANK", "0")) == 0
     reporter = ProgressReporter(
         file, total_steps=run.resolved.total_steps, first_step=resume.step if resume else 0
     )
+    if first_rank:
+        reporter.report(now=True)
+    trainer = build_trainer(run)
     callback = RunCallback(file, reporter, is_first_rank=first_rank)
     callback.attach(trainer)
     trainer.add_callback(callback)
@@ -265,6 +267,8 @@ def _finish(
 ) -> TrainResult:
     """Publish the last weights (`saved`, if not the trainer's), or the best after early stopping."""
     signals.beat()
+    reporter.activity = "Publishing"
+    reporter.report(now=True)
     best = saved
     early = (run.spec.training or Training()).early_stopping
     if early and (step := best_step(trainer.state.log_history)) is not None:

@@ -57,6 +57,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- $_ := set $settings "images" (merge (dict "trainer" $trainer) $values.images) -}}
 {{- $_ := set $settings "work" (include "finetune-operator.claim" $values.work | fromJson) -}}
 {{- $_ := set $settings "output" (include "finetune-operator.claim" $values.output | fromJson) -}}
+{{- $url := "" -}}
+{{- if $values.progress.port -}}
+{{- $url = printf "https://%s-progress.%s.svc:%v" (include "finetune-operator.fullname" .) .Release.Namespace $values.progress.port -}}
+{{- end -}}
+{{- $_ := set $settings "progress" (merge (dict "url" $url) $values.progress) -}}
 {{- $lease := dict "namespace" .Release.Namespace "name" (include "finetune-operator.fullname" .) -}}
 {{- $_ := set $settings "lease" $lease -}}
 {{- toYaml $settings -}}

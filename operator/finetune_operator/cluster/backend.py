@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from finetune_api.base import API_VERSION
 from finetune_api.errors import explain
 from finetune_api.meta import Metadata
 from finetune_api.objects import KINDS, dump
@@ -20,6 +19,7 @@ from finetune_operator.cluster.execute import Executor
 from finetune_operator.cluster.observe import Observer, parse
 from finetune_operator.cluster.records import Custom
 from finetune_operator.cluster.refusals import ChildRefused, Refusals
+from finetune_operator.cluster.status import write_status
 from finetune_operator.kinds.report import failed
 from finetune_operator.loop import Conflict, utc_now
 from finetune_operator.plan import Event, Key, Observed, Plan, StepRun
@@ -39,12 +39,13 @@ class ClusterBackend:
         cache: Cache,
         settings: Settings,
         wake_after: Callable[[Key, float], None],
+        authorities: Callable[[], str] = lambda: "",
     ) -> None:
-        """Use copies that others keep current."""
+        """Use copies that others keep current; `authorities` are those of the progress receiver."""
         self._api, self._cache, self._settings = api, cache, settings
         self._refusals = Refusals(wake_after)
         self._observer = Observer(api, cache, wake_after)
-        self._executor = Executor(api, cache, settings)
+        self._executor = Executor(api, cache, settings, authorities)
         self._events = Events(api)
 
     async def observe(self, key: Key) -> tuple[Any, Observed] | None:
@@ -148,26 +149,8 @@ class ClusterBackend:
 
     async def _write(self, key: Key, record: Custom, status: Status) -> None:
         """Write a status if it differs from the one that was decided on."""
-        body = dump(status)
-        if body == orjson.loads(record.status):
-            return
-        meta = record.metadata
-        manifest = {
-            "apiVersion": API_VERSION,
-            "kind": key.kind,
-            # With the version: what was decided on an old copy must not be written.
-            "metadata": {
-                "name": key.name,
-                "namespace": key.namespace,
-                "uid": meta.uid,
-                "resourceVersion": meta.resource_version,
-            },
-            "status": body,
-        }
-        path = f"{path_of_kind(key.kind, key.namespace, key.name)}/status"
         with _gone_is_changed(key):
-            answer = await self._api.apply(path, manifest)
-        self._cache.learn_custom(key.kind, answer)
+            await write_status(self._api, self._cache, key, record, dump(status))
 
 
 @contextmanager

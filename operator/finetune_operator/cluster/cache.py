@@ -116,6 +116,11 @@ class Cache:
         found = (informer.objects.get(name) for informer in self.jobs)
         return next((job for job in found if job is not None), None)
 
+    def pod(self, namespace: str, name: str) -> Pod | None:
+        """Return a pod of ours."""
+        found = (informer.objects.get((namespace, name)) for informer in self.pods)
+        return next((pod for pod in found if pod is not None), None)
+
     def pod_of(self, job: Job) -> Pod | None:
         """Return the newest pod of a Job, or the last state of one that is gone."""
         name = (job.metadata.namespace, job.metadata.name)

@@ -12,7 +12,7 @@ import orjson
 from finetune_api.base import GROUP, VERSION
 from finetune_api.objects import plural
 from finetune_operator.cluster.login import Login
-from finetune_operator.loop import Conflict
+from finetune_operator.loop import Conflict, Unavailable
 
 FIELD_MANAGER = "finetune-operator"
 CALL_TIMEOUT_SECONDS = 20.0
@@ -23,7 +23,7 @@ PAGE = 500
 MAX_LINE_BYTES = 16 << 20
 
 
-class ApiError(Exception):
+class ApiError(Unavailable):
     """The API server refused a call, or could not be reached (status 0)."""
 
     def __init__(self, status: int, message: str, *, reason: str = "") -> None:
@@ -113,22 +113,12 @@ class ApiServer:
         """Create one object."""
         return await self.call("POST", path, parameters={"fieldManager": FIELD_MANAGER}, body=body)
 
-    async def apply(self, path: str, body: Mapping[str, Any]) -> bytes:
-        """Apply the fields that this operator owns (server-side apply)."""
-        return await self.call(
-            "PATCH",
-            path,
-            parameters={"fieldManager": FIELD_MANAGER, "force": "true"},
-            body=body,
-            content_type="application/apply-patch+yaml",
-        )
-
-    async def patch(self, path: str, body: Any) -> bytes:
+    async def patch(self, path: str, body: Any, *, manager: str = FIELD_MANAGER) -> bytes:
         """Change named fields (JSON merge patch)."""
         return await self.call(
             "PATCH",
             path,
-            parameters={"fieldManager": FIELD_MANAGER},
+            parameters={"fieldManager": manager},
             body=body,
             content_type="application/merge-patch+json",
         )

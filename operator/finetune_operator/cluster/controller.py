@@ -15,6 +15,7 @@ from finetune_operator.kinds import DECISIONS
 from finetune_operator.loop import WorkQueue, work
 from finetune_operator.metrics import Metrics
 from finetune_operator.plan import Key
+from finetune_operator.progress.service import ProgressService
 from finetune_operator.settings import Settings
 
 WORKERS = 16
@@ -54,7 +55,15 @@ class Controller:
                 )
             )
             cache = self.cache = Cache(api, self._settings.namespaces, self._wake)
-            self._metrics.watch(queue=self.queue, cache=cache, leads=lambda: election.leads)
+            # Reports are written by every replica: versions guard those writes, not the lead.
+            free_api = await stack.enter_async_context(
+                ApiServer(self._login, measure=self._metrics.called)
+            )
+            progress = ProgressService(free_api, cache, self._settings, self._metrics.reported)
+            self._metrics.watch(
+                queue=self.queue, cache=cache, leads=lambda: election.leads,
+                most_jobs=self._settings.progress.jobs_in_metrics, writer=progress.writer,
+            )  # fmt: skip
             if self._settings.metrics_port:
                 self._metrics.serve(self._settings.metrics_port)
             async with asyncio.TaskGroup() as tasks:
@@ -62,11 +71,15 @@ class Controller:
                     tasks.create_task(informer.run())
                 tasks.create_task(self._tick())
                 await cache.wait_until_synced()
+                tasks.create_task(progress.run())
                 await election.acquire()
                 tasks.create_task(self._keep(election))
                 # What another operator wrote a moment ago must be seen before anything is decided.
                 await asyncio.gather(*(informer.relist() for informer in cache.informers))
-                backend = ClusterBackend(api, cache, self._settings, self.queue.add_after)
+                await progress.ready.wait()  # steps that begin are told whom to trust
+                backend = ClusterBackend(
+                    api, cache, self._settings, self.queue.add_after, lambda: progress.authorities
+                )
                 for _ in range(WORKERS):
                     tasks.create_task(
                         work(self.queue, backend, DECISIONS, self._metrics.reconciled)

@@ -27,14 +27,14 @@ class Login:
         return {"Authorization": token} if token else {}
 
 
-def log_in() -> Login:
-    """Return the login of this pod, or of the kubeconfig outside one."""
+def log_in(kubeconfig: str | None = None) -> Login:
+    """Return the login of a kubeconfig; unset: of this pod, or the usual kubeconfig outside one."""
     # The library's loaders have no types.
     configuration = Configuration()
-    if "KUBERNETES_SERVICE_HOST" in os.environ and SERVICE_ACCOUNT.is_dir():
+    if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ and SERVICE_ACCOUNT.is_dir():
         load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     else:
-        load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
     return Login(configuration.host, _tls(configuration), lambda: _token(configuration))
 
 

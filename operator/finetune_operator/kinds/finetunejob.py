@@ -6,7 +6,7 @@ from datetime import datetime
 from finetune_api.compute import FailurePolicy
 from finetune_api.contract import PrepareResult
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus
-from finetune_api.status import Attempt, Failure, FailureClass
+from finetune_api.status import Attempt, Failure, FailureClass, Usage
 from finetune_api.storage import Retain
 from finetune_api.training import Training
 from finetune_operator.conditions import is_true, seconds_of
@@ -165,7 +165,21 @@ def _closed(status: FineTuneJobStatus, step: Advance) -> FineTuneJobStatus:
             "attempts": step.attempts,
             "restarts": step.restarts,
             "running_seconds": status.running_seconds + step.ran_seconds,
+            "usage": _usage(status, step),
         }
+    )
+
+
+def _usage(status: FineTuneJobStatus, step: Advance) -> Usage | None:
+    """Return the GPU time so far: only training has GPUs, and only what has ended is counted."""
+    resolved = status.resolved
+    trains = step.attempts and step.attempts[-1].step == train.STEP
+    if resolved is None or resolved.device != "cuda" or not trains or not step.ran_seconds:
+        return status.usage
+    before = status.usage or Usage()
+    return Usage(
+        gpu_seconds=before.gpu_seconds + step.ran_seconds * resolved.world_size,
+        lost_gpu_seconds=before.lost_gpu_seconds + step.lost_seconds * resolved.world_size,
     )
 
 

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from finetune_api.contract import ExportResult, PrepareResult, Snapshot, Termination
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus
-from finetune_api.status import Checkpoints, CheckpointState, Estimate, Resolved
+from finetune_api.status import Checkpoints, CheckpointState, Estimate, Progress, Resolved
 from finetune_operator.conditions import timestamp
 from finetune_operator.kinds.report import WAITS, Told, told, with_pods
 from finetune_operator.steps import prepare, train
@@ -87,9 +87,6 @@ def running(
         why = f": {step.last_failure.message}" if step.last_failure else ""
         message = f"attempt {step.attempt.number if step.attempt else 0} of {name} begins{why}"
     snapshot = step.running.snapshot if step.running else None
-    if name == train.STEP and snapshot is not None:
-        status = with_last_report(status, snapshot)
-        message = f"step {snapshot.progress.step} of {snapshot.progress.total_steps}"
     ready = Told(
         "Preparing",
         "Valid",
@@ -103,7 +100,16 @@ def running(
     changes = {"failure": step.last_failure} if step.last_failure else {}
     words = Told(phase, reason, message, {**WAITS, "Succeeded": None})
     status = told(status, words, job.metadata, now, **changes)
+    if name == train.STEP and snapshot is not None and not is_restart:
+        # Conditions do not say the step: whoever writes progress writes this message with it.
+        status = with_last_report(status, snapshot)
+        status = status.model_copy(update={"message": step_message(snapshot.progress)})
     return with_pods(status, step.running, job.metadata, now)
+
+
+def step_message(progress: Progress) -> str:
+    """Return how far training is, in words."""
+    return f"step {progress.step} of {progress.total_steps}"
 
 
 def with_last_report(status: FineTuneJobStatus, snapshot: Snapshot | None) -> FineTuneJobStatus:

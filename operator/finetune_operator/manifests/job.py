@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 from finetune_api.base import API_VERSION
+from finetune_api.contract import Receiver
 from finetune_operator.manifests import labels
 from finetune_operator.manifests.pod import arguments, pod_marks, pod_spec
-from finetune_operator.manifests.volumes import FOLDERS
+from finetune_operator.manifests.reporting import receiver_of
+from finetune_operator.manifests.volumes import AUTHORITIES_KEY, FOLDERS
 from finetune_operator.plan import StepRun
 from finetune_operator.settings import Settings
 
@@ -27,16 +29,21 @@ def owner_reference(run: StepRun, uid: str) -> dict[str, Any]:
     }
 
 
-def config_map(run: StepRun, uid: str, settings: Settings) -> dict[str, Any]:
+def config_map(
+    run: StepRun, uid: str, settings: Settings, *, authorities: str = ""
+) -> dict[str, Any]:
     """Return what is frozen at a step's first attempt: its job file and its pod.
 
     Later attempts take both from there, whatever operator, profile or settings have become.
+    `authorities`: certificates that the receiver of progress is known by; empty: there is none.
     """
+    receiver = receiver_of(run, settings) if authorities else None
     file = run.job_file.model_copy(
         update={
             "attempt": 1,
             "micro_batch_divisor": 1,
             "folders": FOLDERS,
+            "receiver": receiver,
             # A job waits until the pods of an earlier one of its name have ended.
             "takes_over": True,
         }
@@ -53,19 +60,20 @@ def config_map(run: StepRun, uid: str, settings: Settings) -> dict[str, Any]:
         "immutable": True,
         "data": {
             JOB_KEY: file.model_dump_json(by_alias=True, exclude_none=True),
-            TEMPLATE_KEY: json.dumps(_template(run, settings), sort_keys=True),
+            TEMPLATE_KEY: json.dumps(_template(run, settings, receiver), sort_keys=True),
+            **({AUTHORITIES_KEY: authorities} if receiver else {}),
         },
     }
 
 
-def _template(run: StepRun, settings: Settings) -> dict[str, Any]:
+def _template(run: StepRun, settings: Settings, receiver: Receiver | None) -> dict[str, Any]:
     marks, notes = pod_marks(run)
     scheduling = run.placement.scheduling
     return {
         "labels": marks,
         "annotations": notes,
         "queue": (scheduling.queue_name if scheduling else None) or "",
-        "spec": pod_spec(run, settings),
+        "spec": pod_spec(run, settings, receiver),
     }
 
 

@@ -5,9 +5,11 @@ from typing import Any
 
 from finetune_api.base import Model
 from finetune_api.compute import Scheduling
+from finetune_api.contract import Receiver
 from finetune_api.objects import dump
 from finetune_api.pods import Gpu, PodSettings, Resources
 from finetune_api.workerprofile import WorkerProfileSpec
+from finetune_operator.manifests.reporting import environment_of, token_mounts, without_proxy
 from finetune_operator.manifests.volumes import CA_FOLDER, CONFIG_FOLDER, FOLDERS, Mount, mounts_of
 from finetune_operator.plan import StepRun
 from finetune_operator.settings import Settings, Sources
@@ -31,9 +33,12 @@ RESTRICTED = {
 }
 
 
-def pod_spec(run: StepRun, settings: Settings) -> dict[str, Any]:
+def pod_spec(run: StepRun, settings: Settings, receiver: Receiver | None = None) -> dict[str, Any]:
     """Return the spec of a step's pod, all but its arguments."""
-    mounts = [*mounts_of(run), *_shared_memory(run), *_certificates(settings.sources)]
+    mounts = [
+        *mounts_of(run), *_shared_memory(run), *_certificates(settings.sources),
+        *token_mounts(receiver),
+    ]  # fmt: skip
     profile = run.placement.profile or WorkerProfileSpec()
     given = {
         "serviceAccountName": profile.service_account_name,
@@ -54,7 +59,7 @@ def pod_spec(run: StepRun, settings: Settings) -> dict[str, Any]:
                 "name": CONTAINER,
                 "image": image_of(run, settings),
                 "imagePullPolicy": settings.images.pull_policy,
-                "env": [*environment(settings.sources), *_plain(profile.env)],
+                "env": [*environment(settings.sources, receiver), *_plain(profile.env)],
                 "securityContext": _container_security(run, profile),
                 "terminationMessagePath": FOLDERS.termination_log,
                 "resources": resources(run),
@@ -113,7 +118,7 @@ def arguments(*, attempt: int, micro_batch_divisor: int) -> list[str]:
     return found
 
 
-def environment(sources: Sources) -> list[dict[str, str]]:
+def environment(sources: Sources, receiver: Receiver | None = None) -> list[dict[str, str]]:
     """Return the environment of every step: where it may write, and how it reaches its sources."""
     proxy = sources.proxy
     values = {
@@ -125,7 +130,8 @@ def environment(sources: Sources) -> list[dict[str, str]]:
         "FINETUNE_ALLOWED_HOSTS": ",".join(sources.allowed),
         "HTTP_PROXY": proxy.http,
         "HTTPS_PROXY": proxy.https,
-        "NO_PROXY": proxy.no,
+        "NO_PROXY": without_proxy(receiver, proxy.no) if proxy.http or proxy.https else proxy.no,
+        **environment_of(receiver),
     }
     if sources.ca_bundle_config_map:
         bundle = f"{CA_FOLDER}/ca.crt"

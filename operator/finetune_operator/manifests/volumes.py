@@ -18,6 +18,8 @@ FOLDERS = Folders(
 )
 """Where a step finds things in its pod."""
 CONFIG_FOLDER = "/config"
+AUTHORITIES_KEY = "ca.crt"
+TOKEN_FOLDER, TOKEN_FILE = "/var/run/finetune", "token"
 CA_FOLDER = "/etc/finetune-ca"
 SCHEME = "pvc://"
 

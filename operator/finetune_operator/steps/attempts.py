@@ -1,13 +1,14 @@
 """One step, attempt by attempt: record, start, follow, judge. The same for every step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from finetune_api.contract import Termination
+from finetune_api.contract import Snapshot, Termination
+from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.meta import Metadata
-from finetune_api.status import Attempt, Failure, Status
-from finetune_operator.conditions import timestamp
+from finetune_api.status import Attempt, Checkpoints, Failure, Metrics, Status
+from finetune_operator.conditions import seconds_of, timestamp
 from finetune_operator.failures import Judgement, Next, judge, made_progress, termination_of
 from finetune_operator.plan import Event, Observed, ObservedRun, StepRun
 from finetune_operator.steps.naming import run_name
@@ -42,6 +43,8 @@ class Advance:
     events: tuple[Event, ...] = ()
     ran_seconds: int = 0
     """Running time of an attempt that just ended."""
+    lost_seconds: int = 0
+    """Those of them whose work is done again."""
 
 
 def advance(
@@ -74,6 +77,7 @@ def advance(
         return _recorded(
             status, step, number=attempt.number + 1, divisor=attempt.micro_batch_divisor, now=now
         )
+    seen = _with_report(seen, status, attempt)
     if seen.is_running:
         return _with(base, running=seen)
     end = termination_of(seen)
@@ -85,6 +89,22 @@ def advance(
             status, step, number=attempt.number + 1, divisor=attempt.micro_batch_divisor, now=now
         )
     return _failed(base, attempt, seen, status, policy, now)
+
+
+def _with_report(seen: ObservedRun, status: Status, attempt: Attempt) -> ObservedRun:
+    """Return a run with its newest report: on a cluster it stands in the status already."""
+    if seen.snapshot is not None or not isinstance(status, FineTuneJobStatus):
+        return seen
+    if attempt.step != "train" or not (there := status.progress) or there.attempt != attempt.number:
+        return seen
+    report = Snapshot(
+        progress=there,
+        metrics=status.metrics or Metrics(),
+        loss_history=status.loss_history,
+        eval_history=status.eval_history,
+        checkpoints=status.checkpoints or Checkpoints(),
+    )
+    return replace(seen, snapshot=report)
 
 
 def _unmade(name: str, observed: Observed) -> ObservedRun | None:
@@ -142,6 +162,7 @@ def _failed(
     attempts, seconds = base.attempts, 0
     if attempt.end_time is None:
         attempts, seconds = _ended(attempts, attempt, seen, end, reason=reason)
+    lost = _lost_seconds(end, seen, seconds)
     restarts = status.restarts + verdict.counts
     if verdict.next is Next.GIVE_UP:
         return _with(
@@ -150,6 +171,7 @@ def _failed(
             restarts=restarts,
             failure=verdict.failure,
             ran_seconds=seconds,
+            lost_seconds=lost,
             ended=end,
         )
     divisor = 2 if verdict.next is Next.RETRY_SMALLER else attempt.micro_batch_divisor
@@ -160,6 +182,7 @@ def _failed(
         last_failure=None if end.stop_was_requested else verdict.failure,
         events=_events(verdict, attempt, end),
         ran_seconds=seconds,
+        lost_seconds=lost,
     )
 
 
@@ -175,11 +198,19 @@ def _ended(
             "end_time": timestamp(datetime.fromtimestamp(ended_at).astimezone()),
             "reason": reason,
             "exit_code": end.exit_code,
-            "resumed_from_step": snapshot.resumed_from_step if snapshot else None,
+            "resumed_from_step": snapshot.progress.resumed_from_step if snapshot else None,
             "steps_done": snapshot.progress.step if snapshot else None,
         }
     )
     return [closed if a is attempt else a for a in attempts], max(round(ended_at - began), 0)
+
+
+def _lost_seconds(end: Termination, seen: ObservedRun, ran: int) -> int:
+    """Return how much of an attempt's time is behind its last checkpoint; all of it without one."""
+    latest = end.snapshot.checkpoints.latest if end.snapshot else None
+    if latest is None or latest.time is None or not made_progress(end) or seen.ended_at is None:
+        return ran
+    return min(max(round(seen.ended_at - seconds_of(latest.time)), 0), ran)
 
 
 def _events(verdict: Judgement, attempt: Attempt, end: Termination) -> tuple[Event, ...]:
