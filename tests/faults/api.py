@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,7 +144,9 @@ class FaultyApiServer(ApiServer):
         if kinds & {"crash", "stale"}:
             self._faults.crash()
 
-    async def watch(self, path: str, *, version: str, selector: str = "") -> AsyncIterator[bytes]:
+    async def watch(
+        self, path: str, *, version: str, selector: str = ""
+    ) -> AsyncGenerator[bytes, None]:
         self._require_life()
         if self._faults.gone > 0:
             self._faults.gone -= 1

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import orjson
@@ -43,12 +44,12 @@ class Kubelet:
                 for pod in content["items"]:
                     self._take(pod)
                 version = content["metadata"]["resourceVersion"]
-                async for line in self._api.watch(
-                    "/api/v1/pods", version=version, selector=labels.UID
-                ):
-                    event = orjson.loads(line)
-                    if event["type"] in ("ADDED", "MODIFIED"):
-                        self._take(event["object"])
+                stream = self._api.watch("/api/v1/pods", version=version, selector=labels.UID)
+                async with aclosing(stream) as lines:
+                    async for line in lines:
+                        event = orjson.loads(line)
+                        if event["type"] in ("ADDED", "MODIFIED"):
+                            self._take(event["object"])
             except ApiError:
                 await asyncio.sleep(0.2)
 

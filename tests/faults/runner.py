@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,7 @@ class Runner:
             raise Broken(f"{plan}: {error or type(error).__name__}\n{told}\n{state}") from error
         finally:
             watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
             await operator.end()
             self._kubelet.scripts.pop(namespace, None)
             await self._remove(namespace)
@@ -146,30 +148,31 @@ class Runner:
         jobs: dict[str, Body] = {}
         done: dict[str, tuple[int, str]] = {}
         specs: dict[str, tuple[int, bytes]] = {}
-        async for type_, body in self._changes(path_of("jobs", namespace, group=BATCH),
-                                               path_of_kind("FineTuneJob", namespace)):  # fmt: skip
-            meta = body["metadata"]
-            if body["kind"] == "Job":
-                jobs[meta["name"]] = body
-                if type_ == "DELETED":
-                    del jobs[meta["name"]]
-                _require_one_live_attempt(jobs)
-                continue
-            if type_ == "DELETED":
-                done.pop(meta["uid"], None)
-                continue
-            _require_finished_stays(body, done)
-            _require_spec_is_the_users(body, specs)
+        paths = (path_of("jobs", namespace, group=BATCH), path_of_kind("FineTuneJob", namespace))
+        async with aclosing(self._changes(*paths)) as changes:
+            async for type_, body in changes:
+                meta = body["metadata"]
+                if body["kind"] == "Job":
+                    jobs[meta["name"]] = body
+                    if type_ == "DELETED":
+                        del jobs[meta["name"]]
+                    _require_one_live_attempt(jobs)
+                elif type_ == "DELETED":
+                    done.pop(meta["uid"], None)
+                else:
+                    _require_finished_stays(body, done)
+                    _require_spec_is_the_users(body, specs)
 
     async def _changes(self, *paths: str) -> AsyncIterator[tuple[str, Body]]:
         queue: asyncio.Queue[tuple[str, Body]] = asyncio.Queue()
 
         async def follow(path: str) -> None:
             version = orjson.loads(await self._api.get(path))["metadata"]["resourceVersion"]
-            async for line in self._api.watch(path, version=version):
-                event = orjson.loads(line)
-                if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
-                    queue.put_nowait((event["type"], event["object"]))
+            async with aclosing(self._api.watch(path, version=version)) as lines:
+                async for line in lines:
+                    event = orjson.loads(line)
+                    if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
+                        queue.put_nowait((event["type"], event["object"]))
 
         tasks = [asyncio.create_task(follow(path)) for path in paths]
         try:
@@ -178,6 +181,7 @@ class Runner:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Operators:

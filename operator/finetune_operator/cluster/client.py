@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -149,7 +149,9 @@ class ApiServer:
                 return
             parameters["continue"] = token
 
-    async def watch(self, path: str, *, version: str, selector: str = "") -> AsyncIterator[bytes]:
+    async def watch(
+        self, path: str, *, version: str, selector: str = ""
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the lines of a watch until it ends.
 
         Raises:

@@ -5,6 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Generic, TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from finetune_operator.cluster.client import ApiError, ApiServer
 from finetune_operator.cluster.records import (
     Record,
+    WatchEvent,
     decode_event,
     decode_page,
     name_of,
@@ -98,25 +100,28 @@ class Informer(Generic[R]):
 
     async def _watch(self, version: str) -> str:
         """Follow changes until the stream ends; return the version reached."""
-        async for line in self._api.watch(self.path, version=version, selector=self._selector):
-            self.last_heard = time.monotonic()
-            event = decode_event(line)
-            if event.type == "ERROR":
-                status = msgspec.json.decode(event.object)
-                raise ApiError(int(status.get("code", 0)), str(status.get("message", "")))
-            if event.type == "BOOKMARK":
-                version = version_of(event.object)
-                continue
-            version = version_of(event.object)
-            record = self._read(event.object)
-            if record is None:
-                continue
-            if event.type == "DELETED":
-                self._drop(record, at=record.metadata.version)
-            else:
-                self._take(record)
+        stream = self._api.watch(self.path, version=version, selector=self._selector)
+        async with aclosing(stream) as lines:  # or its connection lives until it is collected
+            async for line in lines:
+                self.last_heard = time.monotonic()
+                event = decode_event(line)
+                version = version_of(event.object) or version
+                self._tell(event)
         self.last_heard = time.monotonic()
         return version
+
+    def _tell(self, event: WatchEvent) -> None:
+        """Take one line of a watch."""
+        if event.type == "ERROR":
+            status = msgspec.json.decode(event.object)
+            raise ApiError(int(status.get("code", 0)), str(status.get("message", "")))
+        record = None if event.type == "BOOKMARK" else self._read(event.object)
+        if record is None:
+            return
+        if event.type == "DELETED":
+            self._drop(record, at=record.metadata.version)
+        else:
+            self._take(record)
 
     def learn(self, body: bytes) -> None:
         """Take the answer to a write of our own: it must be seen before anything else is decided."""
