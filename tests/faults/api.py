@@ -14,7 +14,7 @@ from tests.faults.plans import REFUSALS, Fault
 SLOW_SECONDS = 0.4
 STALE_WRITES = 5
 """How many writes before the fault a stale list was read."""
-LAG_SECONDS = 1.5
+LAG_SECONDS = 1.0
 """How long the watch that follows a stale list has nothing to tell."""
 
 

@@ -25,7 +25,8 @@ from tests.faults.plans import FaultPlan
 from tests.faults.workloads import CROWD, WORKLOADS, Body, User
 
 PLAN_SECONDS = 90.0
-QUIET_SECONDS = 1.5
+QUIET_SECONDS = 2.5
+"""Longer than a watch may lag, and than an operator takes to start."""
 SETTLE_SECONDS = 20.0
 MASKED = {
     "startTime", "completionTime", "endTime", "lastTransitionTime", "lastReportTime",
@@ -73,6 +74,11 @@ class Runner:
                 operator.start()
                 await workload.act(User(self._api, namespace))
                 await self._quiet(faults, watcher)
+                while any(
+                    body["metadata"].get("deletionTimestamp")
+                    for body in await self._children(namespace)
+                ):
+                    await asyncio.sleep(0.2)  # the cluster's own collector is still at it
             if watcher.done():
                 watcher.result()
             return Outcome(await self._state(namespace), faults.writes, faults.met, faults.log)
@@ -128,16 +134,29 @@ class Runner:
                 found.append({"kind": kind, "name": body["metadata"]["name"],
                               "finalizers": body["metadata"].get("finalizers", []),
                               "spec": body["spec"], "status": masked(body.get("status", {}))})  # fmt: skip
-        for path in (path_of("jobs", namespace, group=BATCH), path_of("configmaps", namespace),
-                     path_of("persistentvolumeclaims", namespace)):  # fmt: skip
-            for body in await self._listed(path):
-                if labels.UID in body["metadata"].get("labels", {}):
-                    found.append({"child": body["metadata"]["name"], "of": path.rsplit("/", 1)[1]})
+        found += [
+            {"child": body["metadata"]["name"], "of": body["of"]}
+            for body in await self._children(namespace)
+        ]
         texts = (orjson.dumps(each, option=orjson.OPT_SORT_KEYS).decode() for each in found)
         return sorted(
             re.sub(r"-[0-9a-f]{8}(?=[-\"/])", "-uid", text).replace(namespace, "ns")
             for text in texts
         )
+
+    async def _children(self, namespace: str) -> list[Body]:
+        """Return what the operator made, with the resource that each is."""
+        paths = (
+            path_of("jobs", namespace, group=BATCH),
+            path_of("configmaps", namespace),
+            path_of("persistentvolumeclaims", namespace),
+        )
+        return [
+            {**body, "of": path.rsplit("/", 1)[1]}
+            for path in paths
+            for body in await self._listed(path)
+            if labels.UID in body["metadata"].get("labels", {})
+        ]
 
     async def _listed(self, path: str) -> list[Body]:
         items: list[Body] = orjson.loads(await self._api.get(path))["items"]
