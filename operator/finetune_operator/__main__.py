@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import json
-import logging
 import os
 import socket
 import sys
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from finetune_operator.cluster.controller import Controller
 from finetune_operator.cluster.login import Login, log_in
 from finetune_operator.handlers import register
+from finetune_operator.logs import configure
 from finetune_operator.settings import Settings
 
 
@@ -26,14 +26,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="finetune_operator", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True, help="YAML, as the chart writes it")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in ("kopf", "aiohttp.access"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         settings = read_settings(arguments.settings)
     except (ValidationError, OSError, yaml.YAMLError) as error:
         print(f"{arguments.settings}: {error}", file=sys.stderr)
         return 2
+    configure(settings.log_format)
     return uvloop.run(operate(log_in(), settings))
 
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from finetune_operator.logs import about, note
 from finetune_operator.plan import Key, Observed, Plan
 
 FIRST_DELAY_SECONDS = 0.005
 LONGEST_DELAY_SECONDS = 300.0
 SPARE_DELAYS = 64
 
+DONE = "done"
 log = logging.getLogger(__name__)
 
 
@@ -133,6 +135,9 @@ async def reconcile(
     seen = await backend.observe(key)
     if seen is None:
         return None
+    status = seen[0].status
+    attempt = status.attempts[-1].number if status.attempts else None
+    note(run=getattr(status, "run", None), attempt=attempt)
     plan = decisions[key.kind](*seen, clock())
     await backend.execute(key, plan)
     return plan.requeue_after
@@ -147,19 +152,31 @@ async def work(
     """Reconcile keys until cancelled; a key that fails delays no other."""
     while True:
         key = await queue.get()
-        succeeded, outcome, started = False, "failed", time.monotonic()
-        try:
-            after = await reconcile(key, backend, decisions)
-            succeeded, outcome = True, "done"
-            if after is not None:
-                queue.add_after(key, after)
-        except Conflict as conflict:
-            outcome = "conflict"
-            log.info("Reconcile of %s: %s; looking again", "/".join(key), conflict)
-        except Unavailable as error:
-            log.warning("Reconcile of %s: %s; trying again", "/".join(key), error)
-        except Exception:  # the one place where a failed reconcile is decided: it is tried again
-            log.exception("Reconcile of %s failed; trying again", "/".join(key))
-        finally:
-            queue.done(key, succeeded=succeeded)
-            measure(key, outcome, time.monotonic() - started)
+        started = time.monotonic()
+        with about(key):
+            outcome = await _look(queue, key, backend, decisions)
+        queue.done(key, succeeded=outcome == DONE)
+        measure(key, outcome, time.monotonic() - started)
+
+
+async def _look(
+    queue: WorkQueue,
+    key: Key,
+    backend: Backend,
+    decisions: Mapping[str, Callable[[Any, Observed, datetime], Plan]],
+) -> str:
+    """Reconcile a key once; return how that went."""
+    try:
+        after = await reconcile(key, backend, decisions)
+    except Conflict as conflict:
+        log.info("Reconcile of %s: %s; looking again", "/".join(key), conflict)
+        return "conflict"
+    except Unavailable as error:
+        log.warning("Reconcile of %s: %s; trying again", "/".join(key), error)
+        return "failed"
+    except Exception:  # the one place where a failed reconcile is decided: it is tried again
+        log.exception("Reconcile of %s failed; trying again", "/".join(key))
+        return "failed"
+    if after is not None:
+        queue.add_after(key, after)
+    return DONE

@@ -96,6 +96,8 @@ class Settings(Model):
     """Show the last lines of a failed step's log in `status.failure`."""
     progress: Progress = Progress()
     """Where running steps report to."""
+    log_format: Literal["json", "text"] = "json"
+    """Of the operator's own log: one JSON object a line, or plain text."""
     lease: Lease = Lease()
     """Which of several operators acts."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8080

@@ -77,6 +77,7 @@ def test_every_value_reaches_the_settings(helm: Helm) -> None:
             "proxy": {"http": "http://p:1", "https": "http://p:2", "no": ".example.com"},
         },
         "logTail": False,
+        "logFormat": "text",
         "healthPort": 8081,
         "metricsPort": 9091,
         "progress": {"port": 9443, "jobsInMetrics": 7},
