@@ -102,6 +102,20 @@ def test_other_settings_are_other_pods(helm: Helm) -> None:
     assert len(checksums) == 2, "replicas are no setting"
 
 
+def test_alerts_and_dashboard_if_asked(helm: Helm) -> None:
+    kinds = {kind for kind, *_ in helm.render()}
+    assert "PrometheusRule" not in kinds
+    found = helm.render(
+        prometheusRule={"enabled": True, "labels": {"release": "p"}}, dashboard={"enabled": True}
+    )
+    rule = only(found, "PrometheusRule")
+    assert rule["metadata"]["labels"]["release"] == "p"
+    assert rule["spec"]["groups"][0]["rules"]
+    board = found["ConfigMap", HOME, "finetune-operator-dashboard"]
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(board["data"]["finetune-operator.json"])["panels"]
+
+
 @pytest.mark.parametrize("namespaces", [[], ["one", "2024"]], ids=["all", "named"])
 def test_roles_are_the_permissions(helm: Helm, namespaces: list[str]) -> None:
     found = helm.render(namespaces=namespaces)
