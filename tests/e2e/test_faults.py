@@ -159,7 +159,7 @@ def test_a_leader_is_cut_off(
             "",
             operator.certificate,
             operator.token,
-            operator.settings,
+            {**operator.settings, "progress": {}},
             "second",
         ),
     )

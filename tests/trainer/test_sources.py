@@ -99,6 +99,12 @@ def https_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path.startswith("/to?"):
+                self.send_response(302)
+                self.send_header("Location", self.path.removeprefix("/to?"))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             found = self.path == "/rows.jsonl"
             self.send_response(200 if found else 404)
             self.send_header("Content-Length", str(len(ROWS) if found else 0))
@@ -123,6 +129,59 @@ def test_https(https_server: str, folders: Folders) -> None:
     assert fetch(Location(uri=f"{https_server}/rows.jsonl"), folders).read_bytes() == ROWS
     with pytest.raises(UserError, match="404"):
         fetch(Location(uri=f"{https_server}/other.jsonl"), folders)
+
+
+def test_what_is_private_is_not_for_tenants(
+    https_server: str, folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_ALLOWED_HOSTS", "")
+    port = https_server.rsplit(":", 1)[1]
+    for host in ("localhost", "127.0.0.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "[::1]",
+                 "169.254.169.254", "10.0.0.1", "100.64.0.1", "[fd00::1]"):  # fmt: skip
+        with pytest.raises(UserError, match=r"private address.*sources\.allowed"):
+            fetch(Location(uri=f"https://{host}:{port}/rows.jsonl"), folders)
+    monkeypatch.setenv("FINETUNE_ALLOWED_HOSTS", "elsewhere,localhost")
+    assert fetch(Location(uri=f"{https_server}/rows.jsonl"), folders).read_bytes() == ROWS
+
+
+def test_an_endpoint_of_a_secret_is_public(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_ALLOWED_HOSTS", "")
+    secret = tmp_path / "secrets" / "s3"
+    secret.mkdir(parents=True)
+    (secret / "AWS_ENDPOINT_URL").write_text("http://169.254.169.254")
+    location = Location(uri="s3://bucket/rows.jsonl", credentials_secret_ref={"name": "s3"})
+    with pytest.raises(UserError, match="private address"):
+        fetch(location, folders.model_copy(update={"secrets": str(tmp_path / "secrets")}))
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("https://169.254.169.254/latest/meta-data", "private address"),
+        ("https://127.0.0.1:1/x", "private address"),
+        ("http://localhost:1/x", "is no address"),
+        ("file:///etc/passwd", "is no address"),
+    ],
+)
+def test_a_redirect_leads_nowhere_private(
+    https_server: str, folders: Folders, monkeypatch: pytest.MonkeyPatch, target: str, why: str
+) -> None:
+    monkeypatch.setenv("FINETUNE_ALLOWED_HOSTS", "localhost")
+    with pytest.raises(UserError, match=why):
+        fetch(Location(uri=f"{https_server}/to?{target}"), folders)
+
+
+def test_a_name_that_means_something_else_a_moment_later(
+    https_server: str, folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_trainer import public
+
+    monkeypatch.setenv("FINETUNE_ALLOWED_HOSTS", "")
+    monkeypatch.setattr(public, "require_public", lambda *_, **__: None)
+    with pytest.raises(UserError, match="private address"):
+        fetch(Location(uri=f"{https_server}/rows.jsonl"), folders)
 
 
 @pytest.fixture

@@ -81,13 +81,18 @@ def from_https(uri: str, folders: Folders) -> Path:
     """
     import requests
 
+    from finetune_trainer.public import session
+
     public, _, query = uri.partition("?")  # a signed address carries a secret behind the ?
     name = Path(urlsplit(uri).path).name or "download"
     target = _cache_folder(folders, uri)
     if (target / name).exists():
         return target / name
     try:
-        with requests.get(uri, stream=True, timeout=HTTP_TIMEOUT_SECONDS) as response:
+        with (
+            session() as reader,
+            reader.get(uri, stream=True, timeout=HTTP_TIMEOUT_SECONDS) as response,
+        ):
             _require_found(response, public)
             with folder_made_whole(target) as folder, (folder / name).open("wb") as file:
                 for chunk in response.iter_content(1 << 20):
@@ -162,10 +167,15 @@ def _s3_refusal(error: Exception, uri: str, *, has_secret: bool) -> StepError:
 def _s3(secret: dict[str, str]) -> Any:
     import s3fs
 
+    from finetune_trainer import public
+
+    given = secret.get("AWS_ENDPOINT_URL")
+    if given and public.ALLOWED in os.environ:
+        public.require_public(urlsplit(given).hostname or "")
     return s3fs.S3FileSystem(
         anon="AWS_ACCESS_KEY_ID" not in secret,
         key=secret.get("AWS_ACCESS_KEY_ID"),
         secret=secret.get("AWS_SECRET_ACCESS_KEY"),
-        endpoint_url=secret.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL"),
+        endpoint_url=given or os.environ.get("AWS_ENDPOINT_URL"),
         client_kwargs={"region_name": secret.get("AWS_REGION", "us-east-1")},
     )

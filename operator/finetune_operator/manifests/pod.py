@@ -127,7 +127,6 @@ def environment(sources: Sources, receiver: Receiver | None = None) -> list[dict
         "HF_HOME": "/tmp/huggingface",
         "HF_ENDPOINT": sources.hf_endpoint,
         "HF_HUB_OFFLINE": "1" if sources.offline else "",
-        "FINETUNE_ALLOWED_HOSTS": ",".join(sources.allowed),
         "HTTP_PROXY": proxy.http,
         "HTTPS_PROXY": proxy.https,
         "NO_PROXY": without_proxy(receiver, proxy.no) if proxy.http or proxy.https else proxy.no,
@@ -136,7 +135,9 @@ def environment(sources: Sources, receiver: Receiver | None = None) -> list[dict
     if sources.ca_bundle_config_map:
         bundle = f"{CA_FOLDER}/ca.crt"
         values |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"), bundle)
-    return [{"name": name, "value": value} for name, value in values.items() if value]
+    given = [{"name": name, "value": value} for name, value in values.items() if value]
+    # Set, though empty: this pod is in a cluster, where what is private is not for every tenant.
+    return [*given, {"name": "FINETUNE_ALLOWED_HOSTS", "value": ",".join(sources.allowed)}]
 
 
 def resources(run: StepRun) -> dict[str, Any]:
