@@ -21,9 +21,8 @@ quickstart: $(READY) ## Fine-tune a small model on this computer, no GPU needed
 	  --prompt "My Brio One shows a blinking red light. What should I do?"
 	@echo "Talk with it yourself: .venv/bin/finetune local chat brio --compare"
 
-test: check ## All tests, on a real cluster too where this machine can host one; installs what it needs
+test: check ## All tests but those that need a cluster; installs what it needs
 	@$(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly and not cluster"
-	@$(MAKE) --no-print-directory e2e
 
 check: $(READY) ## Format, lint, types, import contracts, unit and contract tests: under two minutes
 	@$(PYTHON) -m ruff format --check $(SOURCES)
