@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -52,11 +53,15 @@ class _Delayed:
 
 
 class WorkQueue:
-    """Keys to look at: each once, however often it was added; failing ones ever later."""
+    """Keys to look at: each once, however often it was added; failing ones ever later.
+
+    Namespaces take turns: whoever makes a thousand objects delays nobody else's one.
+    """
 
     def __init__(self) -> None:
         """Start empty."""
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._ready: OrderedDict[str, deque[Key]] = OrderedDict()
+        self._count = asyncio.Semaphore(0)
         self._waiting: set[Key] = set()
         self._active: set[Key] = set()
         self._again: set[Key] = set()
@@ -70,7 +75,8 @@ class WorkQueue:
             self._again.add(key)
         elif key not in self._waiting:
             self._waiting.add(key)
-            self._ready.put_nowait(key)
+            self._ready.setdefault(key.namespace, deque()).append(key)
+            self._count.release()
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Have a key looked at when some time has passed, or before: then it is asked for again."""
@@ -95,7 +101,13 @@ class WorkQueue:
 
     async def get(self) -> Key:
         """Return the next key; no other worker gets it until `done`."""
-        key = await self._ready.get()
+        await self._count.acquire()
+        namespace, keys = next(iter(self._ready.items()))
+        key = keys.popleft()
+        if keys:
+            self._ready.move_to_end(namespace)
+        else:
+            del self._ready[namespace]
         self._waiting.discard(key)
         self._active.add(key)
         return key

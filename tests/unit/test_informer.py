@@ -211,6 +211,21 @@ def test_the_earlier_time_counts() -> None:
     assert asyncio.run(waits())
 
 
+def test_namespaces_take_turns() -> None:
+    async def order() -> list[str]:
+        queue = WorkQueue()
+        for number in range(100):
+            queue.add(Key("FineTuneJob", "loud", str(number)))
+        queue.add(Key("FineTuneJob", "quiet", "one"))
+        found = [await queue.get() for _ in range(101)]
+        assert len(set(found)) == 101
+        return [key.namespace for key in found]
+
+    namespaces = asyncio.run(order())
+    assert namespaces.index("quiet") <= 1
+    assert namespaces.count("loud") == 100
+
+
 class Leases:
     """One Lease, on an API server that refuses stale writes."""
 
