@@ -1,8 +1,9 @@
 """How long nobody leads: after a proper end, and after none."""
 
+import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,16 +51,15 @@ def listens(host: str, port: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("end", "seconds"),
-    [(OperatorProcess.stop, ENDED_SECONDS), (OperatorProcess.kill, KILLED_SECONDS)],
+    ("sent", "seconds"),
+    [(signal.SIGTERM, ENDED_SECONDS), (signal.SIGKILL, KILLED_SECONDS)],
     ids=["ended", "killed"],
 )
-def test_the_other_one_leads(
-    pair: Pair, end: Callable[[OperatorProcess], None], seconds: float
-) -> None:
+def test_the_other_one_leads(pair: Pair, sent: signal.Signals, seconds: float) -> None:
     first, second = pair
+    assert first.process is not None
     began = time.monotonic()
-    end(first)
+    first.process.send_signal(sent)
     second.wait_until_leading()
     passed = time.monotonic() - began
     print(f"led again after {passed:.1f} s")
