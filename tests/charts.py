@@ -58,9 +58,9 @@ class Helm:
         return by_name
 
 
-@pytest.fixture
-def helm(tmp_path: Path) -> Helm:
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
     try:
-        return Helm(tools.helm(), tmp_path)
+        return Helm(tools.helm(), tmp_path_factory.mktemp("helm"))
     except ClusterError as error:
         pytest.skip(f"Helm could not be built: {error}")
