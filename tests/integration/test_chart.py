@@ -192,13 +192,14 @@ def test_one_replica_has_no_disruption_budget(helm: Helm) -> None:
 
 def test_metrics_have_a_service_and_on_wish_a_monitor(helm: Helm) -> None:
     monitored = helm.render(serviceMonitor={"enabled": True, "labels": {"release": "prometheus"}})
-    service, monitor = only(monitored, "Service"), only(monitored, "ServiceMonitor")
+    service = monitored["Service", HOME, "finetune-operator-metrics"]
+    monitor = only(monitored, "ServiceMonitor")
     wanted = monitor["spec"]["selector"]["matchLabels"]
     assert wanted.items() <= service["metadata"]["labels"].items()
     assert service["spec"]["selector"].items() <= pod_of(monitored)["metadata"]["labels"].items()
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
-    kinds = {kind for kind, *_ in helm.render(metricsPort=0)}
-    assert not kinds & {"Service", "ServiceMonitor"}
+    names = {name for _, _, name in helm.render(metricsPort=0)}
+    assert "finetune-operator-metrics" not in names
 
 
 def test_a_digest_wins_over_a_tag(helm: Helm) -> None:
