@@ -1,6 +1,8 @@
 """Tokens a second of packed and padded runs, and of TRL's own loop on the same packed rows.
 
-python benchmarks/packing.py [--repeats 5] [--steps 3] [--rows 16] [--precision fp32]
+The data and, where no other is given, the model are those of the first example.
+
+python benchmarks/packing.py [--repeats 5] [--steps 2] [--rows 16] [--precision fp32]
     [--model FOLDER]
 """
 
@@ -11,7 +13,6 @@ import io
 import logging
 import os
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -21,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 import transformers
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from finetune_api.adapters import Lora
@@ -79,32 +79,34 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]  # transformers has no t
 class Bench:
     """One model, one set of rows, and trainers made of them."""
 
-    def __init__(self, folder: Path, model: Path, *, rows: int, steps: int, precision: str) -> None:
+    def __init__(
+        self, folder: Path, model: Path | None, *, rows: int, steps: int, precision: str
+    ) -> None:
         """Validate and prepare the data."""
         self._rows, self._steps, self._precision = rows, steps, precision
+        documents = read_documents(EXAMPLE.read_text(encoding="utf-8"), source=EXAMPLE.name)
+        example = {document["kind"]: document["spec"] for document in documents}
+        self._model = {"uri": f"file://{model}"} if model else example["FineTuneJob"]["model"]
         self._file = JobFile(
             step="prepare", namespace="default", name="bench", uid="bench-uid", output="pvc://out/x",
             folders=Folders(
                 step=str(folder), cache=str(folder / "cache"), work=str(folder / "work"),
                 claims=str(folder / "claims"), base="/",
             ),
-            job=self._spec(model, packed=True, at_once=rows),
+            job=self._spec(packed=True, at_once=rows),
         )  # fmt: skip
-        self._model = model
-        documents = read_documents(EXAMPLE.read_text(encoding="utf-8"), source=EXAMPLE.name)
-        source = next(d["spec"] for d in documents if d["kind"] == "DatasetRegistration")
         given = DatasetInput(
             name="rows", digest="", format=DatasetFormat.ALPACA, base="/",
-            spec=DatasetRegistrationSpec.model_validate(source),
+            spec=DatasetRegistrationSpec.model_validate(example["DatasetRegistration"]),
         )  # fmt: skip
         found = validate(self._file.model_copy(update={"registration": given}))
         given = given.model_copy(update={"digest": found.digest, "columns": found.columns})
         self._file = self._file.model_copy(update={"datasets": [given]})
         self._prepared = prepare(self._file)
 
-    def _spec(self, model: Path, *, packed: bool, at_once: int) -> FineTuneJobSpec:
+    def _spec(self, *, packed: bool, at_once: int) -> FineTuneJobSpec:
         return FineTuneJobSpec.model_validate({
-            "model": {"uri": f"file://{model}"},
+            "model": self._model,
             "datasets": [{"name": "rows"}],
             "data": {"packing": "packed" if packed else "padded"},
             "training": {
@@ -117,7 +119,7 @@ class Bench:
 
     def run(self, *, packed: bool, at_once: int) -> Any:
         """Return the run of a job as the operator would hand it to the trainer."""
-        spec = self._spec(self._model, packed=packed, at_once=at_once)
+        spec = self._spec(packed=packed, at_once=at_once)
         resolved = resolve(spec, self._prepared, dataset_digests={}, here=Machine())
         changes = {"job": spec, "resolved": resolved, "prepared": self._prepared, "step": "train"}
         return run_of(self._file.model_copy(update=changes))
@@ -185,22 +187,6 @@ def packed_rows(rows: Dataset, plan: BatchPlan, steps: int) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def tiny_llama(folder: Path) -> Path:
-    """Save a random Llama of 9 million weights, half of them in a head as wide as small models have."""
-    sys.path.insert(0, str(ROOT))
-    from tests.fakes.tiny import tiny_tokenizer
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=16384, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
-        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=2048,
-        bos_token_id=0, eos_token_id=0, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
 def measured(make: Callable[[], Any]) -> Stopwatch:
     """Train once, silently; return the stopwatch."""
     watch = Stopwatch()
@@ -220,10 +206,10 @@ def busy_seconds() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of a repeat")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps of a repeat")
     parser.add_argument("--rows", type=int, default=16, help="rows of a step")
     parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
-    parser.add_argument("--model", type=Path, help="folder of a model; unset: a random Llama")
+    parser.add_argument("--model", type=Path, help="folder of a model; unset: that of the example")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)
     logging.disable(logging.WARNING)
@@ -234,9 +220,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with contextlib.redirect_stderr(io.StringIO()):
-            model = chosen.model or tiny_llama(folder / "model")
+            model = chosen.model.resolve() if chosen.model else None
             sizes = {"rows": chosen.rows, "steps": chosen.steps}
-            bench = Bench(folder, model.resolve(), precision=chosen.precision, **sizes)
+            bench = Bench(folder, model, precision=chosen.precision, **sizes)
         started, busy, own = time.perf_counter(), busy_seconds(), sum(os.times()[:4])
         found = measure(bench, chosen.rows, chosen.repeats)
         own = sum(os.times()[:4]) - own
