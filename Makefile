@@ -21,8 +21,9 @@ quickstart: $(READY) ## Fine-tune a small model on this computer, no GPU needed
 	  --prompt "My Brio One shows a blinking red light. What should I do?"
 	@echo "Talk with it yourself: .venv/bin/finetune local chat brio --compare"
 
-test: check ## All tests but those that need a cluster; installs what it needs
+test: check ## All tests, those with a real cluster too (as root); installs what it needs
 	@$(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly and not cluster"
+	@$(PYTHON) -m tests.e2e
 
 check: $(READY) ## Format, lint, types, import contracts, unit and contract tests: under two minutes
 	@$(PYTHON) -m ruff format --check $(SOURCES)
@@ -55,8 +56,7 @@ bench: $(READY) ## Benchmarks: ratios measured in one run
 	@$(PYTHON) benchmarks/packing.py
 
 e2e: $(READY) ## Tests with a real cluster, real images and real pods (as root)
-	@$(PYTHON) -m tests.e2e.images
-	@$(PYTHON) -m pytest tests -m "cluster and not nightly" --reruns 1 --durations 20
+	@$(PYTHON) -m tests.e2e
 
 cluster: $(READY) ## A real Kubernetes on this computer (as root), and a shell that speaks to it
 	@$(PYTHON) -m tests.cluster up

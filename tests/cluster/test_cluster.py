@@ -12,6 +12,8 @@ from tests.cluster.commands import wait_until
 from tests.cluster.images import BASE, base_image
 from tests.cluster.processes import all_ids, command_of
 
+pytestmark = pytest.mark.alone
+
 # A number that no other process of this machine sleeps for.
 SLEEP = ("sleep", f"1000{os.getpid()}")
 # A service refuses until each node has heard of its first ready pod.

@@ -55,9 +55,9 @@ def home(with_crds: Access) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def operator_process(
-    own_cluster: Cluster, home: tuple[str, str], tmp_path: Path
+    own_cluster: Cluster, home: tuple[str, str], namespace: str, tmp_path: Path
 ) -> Iterator[OperatorProcess]:
-    """Return an operator that is not started yet; it ends with the test."""
+    """Return an operator of one namespace that is not started yet; it ends with the test."""
     name, token = home
     certificate = str(own_cluster.pki.folder / "ca.crt")
     host = own_cluster.api_server.split("://")[1].split(":")[0]
@@ -68,7 +68,7 @@ def operator_process(
         own_cluster.api_server,
         certificate,
         token,
-        settings(name, progress=progress),
+        settings(name, progress=progress, namespaces=[namespace]),
     )
     yield found
     found.stop()

@@ -1,12 +1,9 @@
 """The images that ship, built from their Dockerfiles and brought to the nodes."""
 
 import os
-import sys
 from pathlib import Path
 
-from tests.cluster import Access, Cluster, ClusterError, default_state
-from tests.cluster.machine import why_not
-from tests.cluster.tools import helm
+from tests.cluster import Access, Cluster
 
 ROOT = Path(__file__).parents[2]
 OPERATOR, PREPARE, TRAINER = (
@@ -38,29 +35,3 @@ def bring_to(cluster: Access) -> None:
         build_all()
         for image in (OPERATOR, PREPARE, TRAINER):
             cluster.load_image(image)
-
-
-def main() -> int:
-    """Build and load everything that tests with pods need, before any test's time runs."""
-    if reason := why_not():
-        print(f"No test cluster on this machine ({reason}); tests that need one are skipped")
-        return 0
-    cluster = Cluster(default_state())
-    was_running = cluster.running()
-    try:
-        print("Bringing up the test cluster and building its images (the first time: 20 minutes)")
-        helm()
-        cluster.start()
-        bring_to(cluster)
-    except ClusterError as error:
-        print(f"No test cluster on this machine; tests that need one are skipped:\n{error}")
-        if os.environ.get("FINETUNE_REQUIRE_CLUSTER"):
-            return 1
-    finally:
-        if not was_running and not os.environ.get("FINETUNE_KEEP_CLUSTER"):
-            cluster.stop()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

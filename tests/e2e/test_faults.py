@@ -66,6 +66,7 @@ def test_pods_deleted_evicted_and_suspended(lab: Lab, unbroken: Result) -> None:
         same(lab, name, unbroken)
 
 
+@pytest.mark.alone
 def test_a_node_is_lost(lab: Lab, unbroken: Result, own_cluster: Cluster) -> None:
     job = lab.job("moved", workers={"terminationGracePeriodSeconds": 5})
     job["spec"]["workers"]["pod"] = {"affinity": {"nodeAffinity": {
@@ -87,6 +88,7 @@ def test_a_node_is_lost(lab: Lab, unbroken: Result, own_cluster: Cluster) -> Non
     same(lab, "moved", unbroken)
 
 
+@pytest.mark.alone
 def test_the_api_server_restarts(lab: Lab, unbroken: Result, own_cluster: Cluster) -> None:
     lab.apply(lab.job("outlived"))
     lab.wait_for_checkpoint("outlived")

@@ -13,6 +13,8 @@ from tests.cluster import Cluster
 from tests.e2e.operators import OperatorProcess
 from tests.e2e.relay import free_port
 
+pytestmark = pytest.mark.alone
+
 ENDED_SECONDS, KILLED_SECONDS = 3.0, 20.0
 READY_SECONDS = 40.0
 

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from tests.cluster import Cluster
 from tests.e2e.lab import Lab, apply_crds, crd_paths, result
 from tests.e2e.operators import OperatorProcess
@@ -48,6 +50,7 @@ def test_outputs_outlive_ttl_and_delete(lab: Lab, operator: OperatorProcess) -> 
     assert result(lab.output("whole")).losses
 
 
+@pytest.mark.alone
 def test_outputs_outlive_the_crds(lab: Lab, operator: OperatorProcess) -> None:
     """Whoever removes the kinds loses every object of them; results stay, and are taken up again."""
     lab.apply(lab.dataset(), lab.job("orphan", training={"maxSteps": 40}))

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 from tests.cluster import Cluster
-from tests.cluster.fixtures import fresh_namespace
 from tests.e2e.lab import Lab
 from tests.e2e.operators import OperatorProcess
 
@@ -98,12 +97,13 @@ def test_an_image_that_cannot_be_pulled(lab: Lab, operator_process: OperatorProc
     told(lab, "unseen", "ImageNotPulled", "no-such-image", "correct", kind="datasetregistration")
 
 
-def test_a_quota_is_exceeded(own_cluster: Cluster, operator: OperatorProcess) -> None:
-    with fresh_namespace(own_cluster) as name:
-        lab = Lab(own_cluster, name)
-        quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-pods"},
-                 "spec": {"hard": {"pods": "0"}}}  # fmt: skip
-        lab.apply(quota)
-        lab.wait("quota", "no-pods", lambda b: b.get("status", {}).get("hard"), what="in force")
-        lab.apply(lab.dataset("barred"))
-        told(lab, "barred", "QuotaExceeded", "no-pods", "quota", kind="datasetregistration")
+def test_a_quota_is_exceeded(
+    own_cluster: Cluster, namespace: str, operator: OperatorProcess
+) -> None:
+    lab = Lab(own_cluster, namespace)
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-pods"},
+             "spec": {"hard": {"pods": "0"}}}  # fmt: skip
+    lab.apply(quota)
+    lab.wait("quota", "no-pods", lambda b: b.get("status", {}).get("hard"), what="in force")
+    lab.apply(lab.dataset("barred"))
+    told(lab, "barred", "QuotaExceeded", "no-pods", "quota", kind="datasetregistration")

@@ -20,6 +20,9 @@ from tests.e2e.operators import OperatorProcess
 
 __all__ = ["helm"]
 
+# The operators of these tests act on every namespace.
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES_SECONDS = 2400.0
 SHORT_STEPS = 6
@@ -155,6 +158,7 @@ def test_the_operators_calls_are_its_rules(
     # Before this test another one restarted it: it refuses all until it has read its roles again.
     begun = own_cluster.audit_log.stat().st_size
     operator.stop()
+    operator.settings["namespaces"] = []
     operator.start()
     operator.wait_until_leading()
     own_cluster.apply({

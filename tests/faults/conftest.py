@@ -30,7 +30,7 @@ def api_login(cluster: Access) -> Iterator[Login]:
         "apiVersion": "finetune.dev/v1alpha1", "kind": "WorkerProfile",
         "metadata": {"name": PROFILE, "annotations": {"finetune.dev/is-default-profile": "true"}},
         "spec": {
-            "namespaceSelector": {"matchLabels": {"finetune.dev/test": "faults"}},
+            "namespaceSelector": {"matchLabels": {"finetune.dev/test": PROFILE}},
             "nodeSelector": {"finetune.dev/test": "faults"},
         },
     })  # fmt: skip

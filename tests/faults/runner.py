@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import time
 import uuid
@@ -33,7 +34,8 @@ MASKED = {
     "runningSeconds", "observedGeneration", "uid",
 }  # fmt: skip
 KINDS = ("FineTuneJob", "DatasetRegistration", "ModelExport")
-PROFILE = "fault-tests"
+PROFILE = f"fault-tests-{os.getpid()}"
+"""Test processes that share a cluster have one each."""
 
 
 class Broken(AssertionError):
@@ -94,7 +96,7 @@ class Runner:
             await self._remove(namespace)
 
     async def _make(self, namespace: str) -> None:
-        marks = {"finetune.dev/test": "faults"}
+        marks = {"finetune.dev/test": PROFILE}
         body = {
             "apiVersion": "v1",
             "kind": "Namespace",

@@ -90,7 +90,8 @@ def door(
         progress = {"url": f"https://{host}:{port}", "port": port}
         process = OperatorProcess(
             tmp_path_factory.mktemp("operator"), cluster.api_server,
-            str(cluster.pki.folder / "ca.crt"), grant(cluster, home), settings(home, progress=progress),
+            str(cluster.pki.folder / "ca.crt"), grant(cluster, home),
+            settings(home, progress=progress, namespaces=[name]),
         )  # fmt: skip
         try:
             train_a_job(lab)
