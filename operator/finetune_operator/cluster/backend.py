@@ -16,7 +16,7 @@ from finetune_operator.cluster.cache import Cache
 from finetune_operator.cluster.client import ApiError, ApiServer, path_of_kind
 from finetune_operator.cluster.events import Events
 from finetune_operator.cluster.execute import Executor
-from finetune_operator.cluster.observe import Observer, parse
+from finetune_operator.cluster.observe import Observer
 from finetune_operator.cluster.records import Custom
 from finetune_operator.cluster.refusals import ChildRefused, Refusals
 from finetune_operator.cluster.status import write_status
@@ -56,7 +56,7 @@ class ClusterBackend:
             self._refusals.forget(key)
             return None  # the cluster collects its children
         try:
-            resource = parse(key.kind, record)
+            resource = self._observer.resource(key, record)
         except ValidationError as error:
             await self._refuse(key, record, error)
             return None

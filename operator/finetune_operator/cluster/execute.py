@@ -1,6 +1,7 @@
 """What plans become on an API server: children made once, deletions of what was looked at."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import orjson
@@ -30,16 +31,11 @@ class Executor:
         self._authorities = authorities
 
     async def create(self, run: StepRun, uid: str) -> None:
-        """Make a run: its claims and what its attempts share first, its Job last."""
+        """Make a run: its claims and what its attempts share first, at once, its Job last."""
         namespace = run.owner.namespace
-        claims = path_of("persistentvolumeclaims", namespace)
-        if run.work_claim and run.owner.kind == "FineTuneJob":
-            await self._once(claims, storage.work_claim(run, uid, self._settings.work), uid)
-        if (own := own_output_claim(run.job_file)) is not None:
-            body = storage.output_claim(run, uid, own, self._settings.output)
-            _require_kind(await self._once(claims, body, None), run.owner.kind)
         frozen = config_map(run, uid, self._settings, authorities=self._authorities())
-        shared = await self._once(path_of("configmaps", namespace), frozen, uid)
+        sharing = self._once(path_of("configmaps", namespace), frozen, uid)
+        shared, *_ = await _all(sharing, *self._claims(run, uid))
         made = job(run, uid, orjson.loads(shared))
         try:
             there = await self._once(path_of("jobs", namespace, group=BATCH), made, uid)
@@ -49,6 +45,20 @@ class Executor:
                 await self._delete_own(path_of("configmaps", namespace, run.shared_name), uid)
             raise
         self._cache.learn_job(there)
+
+    def _claims(self, run: StepRun, uid: str) -> Iterator[Coroutine[Any, Any, bytes]]:
+        """Yield what makes the claims of a run."""
+        path = path_of("persistentvolumeclaims", run.owner.namespace)
+        if run.work_claim and run.owner.kind == "FineTuneJob":
+            yield self._once(path, storage.work_claim(run, uid, self._settings.work), uid)
+        if (own := own_output_claim(run.job_file)) is not None:
+            body = storage.output_claim(run, uid, own, self._settings.output)
+            yield self._output_claim(path, body, run.owner.kind)
+
+    async def _output_claim(self, path: str, body: dict[str, Any], kind: str) -> bytes:
+        claim = await self._once(path, body, None)
+        _require_kind(claim, kind)
+        return claim
 
     async def _once(self, path: str, body: dict[str, Any], uid: str | None) -> bytes:
         """Create a child, or return the one that is there.
@@ -138,6 +148,15 @@ class Executor:
             if pod is not None and is_lost(pod, utc_now()):
                 path = path_of("pods", key.namespace, pod.metadata.name)
                 await self._api.delete(path, uid=pod.metadata.uid, grace_seconds=0)
+
+
+async def _all(*calls: Coroutine[Any, Any, bytes]) -> list[bytes]:
+    """Make calls at once, each to its end; return the answers, or raise the first failure."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, bytes)]
 
 
 def _require_kind(claim: bytes, kind: str) -> None:

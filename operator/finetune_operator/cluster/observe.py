@@ -13,11 +13,12 @@ from finetune_api.contract import JobFile, Termination
 from finetune_api.datasetregistration import DatasetRegistration
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelexport import ModelExport
-from finetune_api.objects import KINDS, Resource
+from finetune_api.objects import Resource
 from finetune_api.workerprofile import WorkerProfile
 from finetune_operator.cluster.cache import Cache
 from finetune_operator.cluster.client import ApiServer, path_of
 from finetune_operator.cluster.events import Events
+from finetune_operator.cluster.parsed import Parsed
 from finetune_operator.cluster.pods import observed_run, seconds_until_lost, waiting_of_events
 from finetune_operator.cluster.records import Custom, Job, Meta, Pod
 from finetune_operator.conditions import seconds_of
@@ -46,12 +47,20 @@ class Observer:
         self, api: ApiServer, cache: Cache, wake_after: Callable[[Key, float], None]
     ) -> None:
         """Use copies that others keep current."""
-        self._cache, self._api = cache, api
+        self._cache, self._api, self._read = cache, api, Parsed()
         self._events, self._wake_after = Events(api), wake_after
         self._told: dict[str, tuple[float, Waiting | None]] = {}
         self._recovered: dict[str, Termination] = {}
         self._first_seen: dict[str, float] = {}
         self._namespaces: dict[str, tuple[float, dict[str, str]]] = {}
+
+    def resource(self, key: Key, record: Custom) -> Resource:
+        """Return an object of its class.
+
+        Raises:
+            ValidationError: this release cannot read it.
+        """
+        return self._read.resource(key.kind, record)
 
     async def observed(self, key: Key, resource: Resource) -> Observed:
         """Return all that a decision about an object may look at."""
@@ -93,7 +102,7 @@ class Observer:
         """Return an object that can be read; one that cannot says so itself."""
         record = self._cache.custom(key)
         try:
-            return None if record is None else parse(key.kind, record)
+            return None if record is None else self.resource(key, record)
         except ValidationError:
             return None
 
@@ -102,7 +111,7 @@ class Observer:
         found = {}
         for (_, name), record in self._cache.profiles.objects.items():
             try:
-                found[name] = WorkerProfile.model_validate_json(record.body)
+                found[name] = self._read.profile(record)
             except ValidationError as error:
                 log.warning("WorkerProfile %s cannot be read: %s", name, error)
         return found
@@ -200,8 +209,3 @@ def _bound(memory: dict[str, V]) -> None:
     """Forget what was noted first, when there is too much."""
     while len(memory) > KEPT:
         memory.pop(next(iter(memory)))
-
-
-def parse(kind: str, record: Custom) -> Resource:
-    """Return an object of its class."""
-    return KINDS[kind].model_validate_json(record.body)

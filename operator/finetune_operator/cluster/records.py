@@ -3,8 +3,6 @@
 As dictionaries ten thousand jobs would take ten times the memory and stop the loop for collections.
 """
 
-from typing import Any
-
 import msgspec
 
 
@@ -237,7 +235,16 @@ def name_of(body: bytes | msgspec.Raw) -> tuple[str, str]:
     return meta.namespace, meta.name
 
 
+class _Versioned(msgspec.Struct):
+    class Metadata(msgspec.Struct, rename="camel", frozen=True):
+        resource_version: str = ""
+
+    metadata: Metadata = Metadata()
+
+
+_versioned = msgspec.json.Decoder(_Versioned)
+
+
 def version_of(body: bytes | msgspec.Raw) -> str:
     """Return the resource version of any object, e.g. a bookmark."""
-    found: dict[str, Any] = msgspec.json.decode(body)
-    return str(found.get("metadata", {}).get("resourceVersion", ""))
+    return _versioned.decode(body).metadata.resource_version
