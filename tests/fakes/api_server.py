@@ -35,9 +35,7 @@ class FakeApiServer:
     async def create(self, path: str, body: dict[str, Any]) -> bytes:
         name = f"{path}/{body['metadata']['name']}"
         self.writes.append(("POST", name))
-        for part, error in self.refusals.items():
-            if part in name:
-                raise error
+        self._refuse(name)
         if name in self.objects:
             raise Changed(409, "there already", reason="AlreadyExists")
         return self._stored(name, body)
@@ -45,6 +43,7 @@ class FakeApiServer:
     async def patch(self, path: str, body: dict[str, Any], *, manager: str = "") -> bytes:
         """Merge (RFC 7386), on the version that is named if one is."""
         self.writes.append(("PATCH", path))
+        self._refuse(path)
         name = path.removesuffix("/status")
         if name not in self.objects:
             raise ApiError(404, f"{name} not found")
@@ -57,6 +56,11 @@ class FakeApiServer:
     async def delete(self, path: str, **options: Any) -> None:
         self.writes.append(("DELETE", path))
         self.objects.pop(path, None)
+
+    def _refuse(self, path: str) -> None:
+        for part, error in self.refusals.items():
+            if part in path:
+                raise error
 
     def _stored(self, name: str, body: dict[str, Any]) -> bytes:
         self.version += 1

@@ -1,7 +1,6 @@
 """The plans catch operators that are broken on purpose; without that they would prove nothing."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -53,20 +52,7 @@ def counts_attempts_from_children(patch: pytest.MonkeyPatch) -> None:
         mine = [a for a in status.attempts if a.step == step][: len(there)]
         others = [a for a in status.attempts if a.step != step]
         given["status"] = status.model_copy(update={"attempts": [*others, *mine]})
-        found = stock(step, **given)
-        # Made in the same pass: there is no number in status to wait for.
-        if (
-            found.attempt is not None
-            and not found.runs
-            and found.running is None
-            and not found.result
-        ):
-            number = found.attempt
-            name = finetunejob.run_name(
-                given["metadata"], run=given["run"], step=step, attempt=number.number
-            )
-            return replace(found, runs=(given["make"](number, name),))
-        return found
+        return stock(step, **given)
 
     patch.setattr(finetunejob, "advance", advance)
 

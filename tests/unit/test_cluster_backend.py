@@ -116,9 +116,7 @@ def test_what_was_refused_as_invalid_is_not_frozen(clock: Clock) -> None:
 
 def test_a_name_taken_by_something_else_is_told(clock: Clock) -> None:
     cluster = Cluster(a_dataset())
-    cluster.look()
     path = "/api/v1/namespaces/default/configmaps"
-    cluster.api.objects = {k: v for k, v in cluster.api.objects.items() if "/events/" not in k}
     cluster.api.refusals["/jobs/"] = FORBIDDEN
     cluster.look()
     name = cluster.api.made("configmaps")[0]
@@ -132,7 +130,6 @@ def test_a_name_taken_by_something_else_is_told(clock: Clock) -> None:
 def test_a_child_that_is_being_removed_is_waited_for() -> None:
     cluster = Cluster(a_dataset())
     cluster.api.refusals["/jobs/"] = ApiError(0, "away")
-    cluster.look()
     with pytest.raises(ApiError):
         cluster.look()
     name = cluster.api.made("configmaps")[0]
@@ -140,6 +137,17 @@ def test_a_child_that_is_being_removed_is_waited_for() -> None:
     cluster.api.objects[path]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     with pytest.raises(Conflict, match="being removed"):
         cluster.look()
+
+
+def test_what_cannot_be_recorded_is_not_made() -> None:
+    cluster = Cluster(a_dataset())
+    cluster.api.refusals["/status"] = ApiError(0, "away")
+    with pytest.raises(ApiError):
+        cluster.look()
+    assert cluster.api.made("jobs") == cluster.api.made("configmaps") == []
+    cluster.api.refusals.clear()
+    cluster.look()
+    assert len(cluster.api.made("jobs")) == 1
 
 
 def test_an_object_that_is_gone_is_no_error() -> None:

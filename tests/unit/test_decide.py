@@ -43,11 +43,15 @@ def test_an_attempt_is_recorded_before_its_run_is_made() -> None:
     world.end(world.running()[0])
     key = ("FineTuneJob", "tiny")
     world.step(("DatasetRegistration", "rows"))
-    first = world.step(key)
-    assert first.status.attempts[-1].number == 1  # type: ignore[union-attr]
-    assert first.runs == ()
-    second = world.step(key)
-    assert [run.job_file.step for run in second.runs] == ["prepare"]
+    plan = world.decide(key)
+    assert plan.status.attempts[-1].number == 1  # type: ignore[union-attr]
+    assert [run.job_file.step for run in plan.runs] == ["prepare"]
+    # It was recorded, and then nobody was left to make it.
+    world.objects[key] = world.objects[key].model_copy(update={"status": plan.status})
+    again = world.step(key)
+    assert again.status in (None, plan.status)
+    assert again.runs == plan.runs
+    assert not world.decide(key).runs
 
 
 def test_a_decision_repeated_changes_nothing() -> None:

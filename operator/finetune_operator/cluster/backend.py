@@ -81,7 +81,7 @@ class ClusterBackend:
         await self._write(key, record, failed(unset, failure, _metadata(record), utc_now()))
 
     async def execute(self, key: Key, plan: Plan) -> None:
-        """Do what a plan says: status first, then runs, then the rest."""
+        """Do what a plan says: status first, then what stops, what starts, and the rest."""
         record = self._cache.custom(key)
         if record is None:
             return
@@ -89,10 +89,10 @@ class ClusterBackend:
         await self._hold(key, record, plan)
         if plan.status is not None:
             await self._write(key, self._cache.custom(key) or record, plan.status)
-        for run in plan.runs:
-            await self._create(key, record, run)
         for name in plan.stops:
             await self._executor.end(key, uid, name)
+        for run in plan.runs:
+            await self._create(key, record, run)
         if plan.removes_work:  # before the runs: while there are any, this is decided again
             await self._executor.remove_work(key, uid, work_claim(_metadata(record)))
         for name in plan.removals:

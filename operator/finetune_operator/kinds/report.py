@@ -59,13 +59,14 @@ def predecessor_message(observed: Observed) -> str:
 
 
 def with_pods(status: S, run: ObservedRun | None, metadata: Metadata, now: datetime) -> S:
-    """Return a status that says whether a run's processes have started, and what they wait for."""
-    if run is None:
-        return status
-    if run.waiting is not None:
+    """Return a status that says whether a run's processes have started, and what they wait for.
+
+    None is a run that is just being made.
+    """
+    if run is not None and run.waiting is not None:
         told_ = Told("Queued", run.waiting.reason, run.waiting.message, {"PodsReady": False})
         return told(status, told_, metadata, now)
-    started = run.started_at is not None
+    started = run is not None and run.started_at is not None
     reason, message = (
         ("Started", "the processes of the step run")
         if started

@@ -60,19 +60,19 @@ class LocalBackend:
         return resource, observed
 
     async def execute(self, key: Key, plan: Plan) -> None:
-        """Do what a plan says: status first, then runs, then the rest."""
+        """Do what a plan says: status first, then what stops, what starts, and the rest."""
         resource = self.store.get(key)
         if resource is None:
             return
         uid = resource.metadata.uid
         if plan.status is not None and plan.status != resource.status:
             self.store.write_status(key, uid, plan.status)
+        for name in plan.stops:
+            self.processes.stop(name)
         for run in plan.runs:
             # One training at a time: two would share, and together exceed, this computer's memory.
             if run.job_file.step != "train" or not self.processes.is_training(besides=run.name):
                 self.processes.create(run, uid)
-        for name in plan.stops:
-            self.processes.stop(name)
         self._remove(plan, resource)
         if plan.releases_object:
             self.store.remove(key)

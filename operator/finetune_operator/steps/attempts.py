@@ -60,12 +60,26 @@ def advance(
 ) -> Advance:
     """Move a step one decision on.
 
-    A new attempt's number goes to status in one pass; its run is made in the next. So a crash in
-    between can neither lose an attempt nor make two.
+    A new attempt's number goes to status before its run is made: whoever executes the plan writes the
+    status first, and makes nothing where that is refused. So neither a crash in between nor an old copy
+    can lose an attempt or make two.
     """
+
+    def begin(status: Status, number: int, divisor: int) -> Advance:
+        attempt = Attempt(
+            step=step, number=number, start_time=timestamp(now), micro_batch_divisor=divisor
+        )
+        name = run_name(metadata, run=run, step=step, attempt=number)
+        return Advance(
+            attempts=_newest([*status.attempts, attempt]),
+            restarts=status.restarts,
+            attempt=attempt,
+            runs=(make(attempt, name),),
+        )
+
     mine = [attempt for attempt in status.attempts if attempt.step == step]
     if not mine:
-        return _recorded(status, step, number=1, divisor=1, now=now)
+        return begin(status, 1, 1)
     attempt = mine[-1]
     name = run_name(metadata, run=run, step=step, attempt=attempt.number)
     seen = observed.runs.get(name)
@@ -74,9 +88,7 @@ def advance(
         if attempt.end_time is None:
             return _with(base, runs=(make(attempt, name),), running=_unmade(name, observed))
         # The run was removed after its end; whoever still needs its result must have it made again.
-        return _recorded(
-            status, step, number=attempt.number + 1, divisor=attempt.micro_batch_divisor, now=now
-        )
+        return begin(status, attempt.number + 1, attempt.micro_batch_divisor)
     seen = _with_report(seen, status, attempt)
     if seen.is_running:
         return _with(base, running=seen)
@@ -85,10 +97,8 @@ def advance(
         return _succeeded(base, attempt, seen, end)
     if attempt.end_time is not None and attempt.exit_code == 0:
         # It ended well and said so; its pod, and its word with it, was removed since.
-        return _recorded(
-            status, step, number=attempt.number + 1, divisor=attempt.micro_batch_divisor, now=now
-        )
-    return _failed(base, attempt, seen, status, policy, now)
+        return begin(status, attempt.number + 1, attempt.micro_batch_divisor)
+    return _failed(base, attempt, seen, status, policy, begin)
 
 
 def _with_report(seen: ObservedRun, status: Status, attempt: Attempt) -> ObservedRun:
@@ -119,14 +129,6 @@ def _with(base: Advance, **changes: object) -> Advance:
     return Advance(**{**base.__dict__, **changes})
 
 
-def _recorded(status: Status, step: str, *, number: int, divisor: int, now: datetime) -> Advance:
-    attempt = Attempt(
-        step=step, number=number, start_time=timestamp(now), micro_batch_divisor=divisor
-    )
-    attempts = _newest([*status.attempts, attempt])
-    return Advance(attempts=attempts, restarts=status.restarts, attempt=attempt)
-
-
 def _newest(attempts: list[Attempt]) -> list[Attempt]:
     """Return as many attempts as are kept; the last of a step stays, or it would seem never made."""
     last = {attempt.step: attempt for attempt in attempts}
@@ -148,7 +150,7 @@ def _failed(
     seen: ObservedRun,
     status: Status,
     policy: Policy,
-    now: datetime,
+    begin: Callable[[Status, int, int], Advance],
 ) -> Advance:
     verdict = judge(
         seen,
@@ -176,9 +178,8 @@ def _failed(
         )
     divisor = 2 if verdict.next is Next.RETRY_SMALLER else attempt.micro_batch_divisor
     ended = status.model_copy(update={"attempts": attempts, "restarts": restarts})
-    following = _recorded(ended, attempt.step, number=attempt.number + 1, divisor=divisor, now=now)
     return _with(
-        following,
+        begin(ended, attempt.number + 1, divisor),
         last_failure=None if end.stop_was_requested else verdict.failure,
         events=_events(verdict, attempt, end),
         ran_seconds=seconds,
