@@ -70,8 +70,8 @@ def _oid(content: bytes) -> str:
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[Hub]:
-    """Serve a hub on a free port of this machine."""
+def serving(hub: Hub, *, host: str = "127.0.0.1") -> Iterator[Hub]:
+    """Serve a hub on a free port of an address of this machine."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def _reply(self, *, with_body: bool) -> None:
@@ -93,10 +93,10 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = http.server.ThreadingHTTPServer((host, 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    hub.endpoint = f"http://{host}:{server.server_port}"
     try:
         yield hub
     finally:

@@ -1,0 +1,1 @@
+"""What the operator costs and how fast it answers, on a real API server."""
