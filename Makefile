@@ -54,6 +54,8 @@ nightly: $(READY) ## Tests that take too long for every change
 
 bench: $(READY) ## Benchmarks: ratios measured in one run
 	@$(PYTHON) benchmarks/packing.py
+	@$(PYTHON) -m tests.cluster run sh -c "kubectl apply --server-side --force-conflicts --filename crds \
+	  && $(PYTHON) -m benchmarks.load latency burst progress memory"
 
 e2e: $(READY) ## Tests with a real cluster, real images and real pods (as root)
 	@$(PYTHON) -m tests.e2e

@@ -1,6 +1,6 @@
 """What the operator costs and how fast it answers, on a real API server.
 
-python -m benchmarks.load latency|burst|memory|progress [--kubeconfig FILE] [--count N] [--rate N]
+python -m benchmarks.load latency|burst|progress|memory ... [--kubeconfig FILE] [--count N] [--rate N]
     [--manifest FILE --resource GROUP/VERSION/PLURAL --no-operator]
 
 `--manifest` with `--resource` measures another controller, which runs already (`--no-operator`): a YAML
@@ -49,12 +49,12 @@ async def running(arguments: argparse.Namespace) -> AsyncIterator[Bench]:
 
 
 def main() -> None:
-    ways = {"latency": latency, "burst": burst, "memory": memory, "progress": progress}
+    ways = {"latency": latency, "burst": burst, "progress": progress, "memory": memory}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=list(ways))
+    parser.add_argument("what", nargs="+", choices=list(ways))
     default = Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube/config")
     parser.add_argument("--kubeconfig", type=Path, default=default)
-    parser.add_argument("--count", type=int, help="objects; unset: 300, 1000, 10000, 500")
+    parser.add_argument("--count", type=int, help="objects; unset: 300, 1000, 500, 10000")
     parser.add_argument("--rate", type=float, default=10.0, help="objects a second (latency)")
     parser.add_argument("--manifest", type=Path, help="an object of another controller")
     parser.add_argument("--resource", default=GROUP, help="GROUP/VERSION/PLURAL of it")
@@ -62,8 +62,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     async def measure() -> None:
-        async with running(arguments) as bench:
-            await ways[arguments.what](bench, arguments)
+        for what in arguments.what:
+            async with running(arguments) as bench:
+                await ways[what](bench, arguments)
 
     try:
         asyncio.run(measure())

@@ -5,12 +5,12 @@ import asyncio
 import json
 import time
 import uuid
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 import yaml
 
-from finetune_operator.cluster.client import BATCH, ApiServer, path_of
+from finetune_operator.cluster.client import BATCH, ApiError, ApiServer, path_of
 
 JOB = {
     "apiVersion": "finetune.dev/v1alpha1",
@@ -86,13 +86,15 @@ class Bench:
         listed = json.loads(await self.api.get(path, limit="1"))
         self.watching.set()
         version = listed["metadata"]["resourceVersion"]
-        async with aclosing(self.api.watch(path, version=version)) as lines:
-            async for line in lines:
-                now, event = time.monotonic(), json.loads(line)
-                if event["type"] != "ADDED":
-                    continue
-                for owner in event["object"]["metadata"].get("ownerReferences", []):
-                    self.seen.made.setdefault(owner["name"], now)
+        while True:  # a watch ends after some minutes
+            async with aclosing(self.api.watch(path, version=version)) as lines:
+                async for line in lines:
+                    now, event = time.monotonic(), json.loads(line)
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "ADDED":
+                        continue
+                    for owner in event["object"]["metadata"].get("ownerReferences", []):
+                        self.seen.made.setdefault(owner["name"], now)
 
     async def until_made(self, names: list[str]) -> None:
         """Return when each object has a Job."""
@@ -103,5 +105,10 @@ class Bench:
             await asyncio.sleep(0.02)
 
     async def remove(self, namespace: str) -> None:
-        """Remove a namespace, without waiting."""
-        await self.api.call("DELETE", f"/api/v1/namespaces/{namespace}", body={})
+        """Remove a namespace: what is measured next shall not share the machine with that."""
+        path = f"/api/v1/namespaces/{namespace}"
+        await self.api.call("DELETE", path, body={})
+        with suppress(ApiError):
+            while True:
+                await self.api.get(path)
+                await asyncio.sleep(0.5)

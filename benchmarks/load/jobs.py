@@ -75,4 +75,4 @@ async def memory(bench: Bench, arguments: argparse.Namespace) -> None:
     await operator.until_idle()
     print(f"a fresh one has looked at all after {time.monotonic() - started - QUIET_SECONDS:.1f} s, with"
           f" {operator.writes():.0f} writes and {operator.megabytes():.0f} MB")  # fmt: skip
-    await bench.remove(namespace)
+    print(f"They stay in namespace {namespace}: to remove so many takes longer than all else.")

@@ -1,4 +1,4 @@
-"""The test cluster for people: python -m tests.cluster up|down|status|load|shell|prepare."""
+"""The test cluster for people: python -m tests.cluster up|down|status|load|shell|run|prepare."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.cluster import Cluster, ClusterError, default_state, images, machine, tools
+from tests.cluster.fixtures import used
 
 
 def main() -> int:
@@ -31,6 +32,8 @@ def _arguments() -> argparse.Namespace:
     load = commands.add_parser("load", help="bring an image from buildah's store to all nodes")
     load.add_argument("image")
     commands.add_parser("shell", help="a shell whose kubectl and helm speak to it")
+    run = commands.add_parser("run", help="run a command that speaks to it, and end it if it began")
+    run.add_argument("program", nargs=argparse.REMAINDER)
     commands.add_parser("prepare", help="install and build everything, start nothing")
     return parser.parse_args()
 
@@ -46,7 +49,13 @@ def _do(given: argparse.Namespace, cluster: Cluster) -> int:
     elif given.command == "load":
         cluster.load_image(given.image)
     elif given.command == "shell":
-        return _shell(cluster)
+        print(
+            f"kubectl and helm speak to {cluster.api_server}; `exit` leaves, the cluster stays up."
+        )
+        return _speak(cluster, [os.environ.get("SHELL", "/bin/bash")])
+    elif given.command == "run":
+        with used(cluster):
+            return _speak(cluster, given.program)
     else:
         _prepare()
     return 0
@@ -63,14 +72,12 @@ def _status(cluster: Cluster) -> int:
     return 0
 
 
-def _shell(cluster: Cluster) -> int:
+def _speak(cluster: Cluster, program: list[str]) -> int:
+    """Run a program whose kubectl and helm speak to the cluster."""
     paths = [str(tools.kubectl().parent), str(tools.helm().parent)]
     environment = cluster.environment()
     environment["PATH"] = os.pathsep.join([*paths, environment.get("PATH", "")])
-    print(f"kubectl and helm speak to {cluster.api_server}; `exit` leaves, the cluster stays up.")
-    return subprocess.run(
-        [os.environ.get("SHELL", "/bin/bash")], env=environment, check=False
-    ).returncode
+    return subprocess.run(program, env=environment, check=False).returncode
 
 
 def _prepare() -> None:

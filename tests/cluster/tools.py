@@ -67,6 +67,13 @@ def helm() -> Path:
     return path
 
 
+def promtool() -> Path:
+    """Return Prometheus' own judge of rules and metrics."""
+    return _built(
+        "promtool", flags="-s -w", package="github.com/prometheus/prometheus/cmd/promtool"
+    )
+
+
 def kubectl() -> Path:
     """Return kubectl, which the project's development requirements install.
 
@@ -80,7 +87,7 @@ def kubectl() -> Path:
     return Path(found)
 
 
-def _built(module: str, *, flags: str) -> Path:
+def _built(module: str, *, flags: str, package: str = ".") -> Path:
     """Build a module beside this file, unless that was done from the same text."""
     source = HERE / module
     digest = hashlib.sha256(flags.encode())
@@ -92,7 +99,16 @@ def _built(module: str, *, flags: str) -> Path:
             require_disk(cache(), gigabytes=COLD_BUILD_GIGABYTES, purpose="building Kubernetes")
             with tempfile.TemporaryDirectory(dir=cache()) as folder:
                 built = Path(folder, module)
-                _go("build", "-trimpath", "-ldflags", flags, "-o", str(built), ".", source=source)
+                _go(
+                    "build",
+                    "-trimpath",
+                    "-ldflags",
+                    flags,
+                    "-o",
+                    str(built),
+                    package,
+                    source=source,
+                )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 built.rename(path)
     return path
