@@ -55,6 +55,8 @@ class WorkerProfileSpec(Model):
     """Labels of Jobs and pods."""
     pod_annotations: Annotated[dict[LabelKey, ShortText], Field(max_length=32)] | None = None
     """Annotations of Jobs and pods."""
+    allow_metadata_address: bool = False
+    """Let pods reach the cloud's metadata address (169.254.169.254), as some workload identities need."""
     env: Annotated[list[ProfileVariable], Field(max_length=64)] | None = None
     """Environment of all steps."""
     allowed_env: Annotated[list[EnvironmentName], Field(max_length=64)] = []

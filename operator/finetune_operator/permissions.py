@@ -54,6 +54,9 @@ IN_NAMESPACES = (
     Permission("", ("pods",), ("delete", "list", "watch"), "ends of attempts; lost nodes"),
     Permission("", ("configmaps",), ("create", "delete", "get"), "what attempts share"),
     Permission("", ("persistentvolumeclaims",), ("create", "delete", "get"), "claims"),
+    Permission(
+        "networking.k8s.io", ("networkpolicies",), ("create", "delete", "get"), "who reaches pods"
+    ),
     Permission("", ("events",), ("create", "list"), "what happens, and what pods wait for"),
     Permission("", ("namespaces",), ("get",), "labels that profiles select"),
 )

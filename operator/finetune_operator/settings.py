@@ -92,6 +92,9 @@ class Settings(Model):
     """A job's own output claim."""
     sources: Sources = Sources()
     """Where steps may fetch from."""
+    network_policies: bool = True
+    """Make a NetworkPolicy for the pods of each step: nobody reaches them, and they reach all addresses
+    but those where clouds hand out a node's credentials."""
     log_tail: bool = True
     """Show the last lines of a failed step's log in `status.failure`."""
     progress: Progress = Progress()

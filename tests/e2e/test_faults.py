@@ -220,7 +220,9 @@ def test_deleted_in_each_phase(lab: Lab, operator: OperatorProcess) -> None:
     until = time.monotonic() + 90
     while True:
         names = ",".join(PHASES)
-        left = lab.listed("jobs,pods,configmaps,pvc", f"finetune.dev/name in ({names})")
+        left = lab.listed(
+            "jobs,pods,configmaps,networkpolicies,pvc", f"finetune.dev/name in ({names})"
+        )
         kept = {(b["kind"], b["metadata"]["name"]) for b in left}
         claims = {("PersistentVolumeClaim", f"{name}-output") for name in PHASES}
         if kept <= claims:

@@ -35,7 +35,7 @@ def test_outputs_outlive_ttl_and_delete(lab: Lab, operator: OperatorProcess) -> 
     lab.succeeded("whole")
     gone = "finetune.dev/name=brief"
     until = time.monotonic() + 60
-    while lab.listed("jobs,pods,configmaps", gone):
+    while lab.listed("jobs,pods,configmaps,networkpolicies", gone):
         assert time.monotonic() < until, lab.story()
         time.sleep(0.5)
     claims = [claim["metadata"]["name"] for claim in lab.listed("pvc", gone)]

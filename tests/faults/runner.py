@@ -15,7 +15,14 @@ from typing import Any
 import orjson
 
 from finetune_operator.cluster import controller as controllers
-from finetune_operator.cluster.client import BATCH, ApiError, ApiServer, path_of, path_of_kind
+from finetune_operator.cluster.client import (
+    BATCH,
+    NETWORKING,
+    ApiError,
+    ApiServer,
+    path_of,
+    path_of_kind,
+)
 from finetune_operator.cluster.lease import LeaseLost
 from finetune_operator.cluster.login import Login
 from finetune_operator.manifests import labels
@@ -152,6 +159,7 @@ class Runner:
             path_of("jobs", namespace, group=BATCH),
             path_of("configmaps", namespace),
             path_of("persistentvolumeclaims", namespace),
+            path_of("networkpolicies", namespace, group=NETWORKING),
         )
         return [
             {**body, "of": path.rsplit("/", 1)[1]}

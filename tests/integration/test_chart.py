@@ -76,6 +76,7 @@ def test_every_value_reaches_the_settings(helm: Helm) -> None:
             "caBundleConfigMap": "ca",
             "proxy": {"http": "http://p:1", "https": "http://p:2", "no": ".example.com"},
         },
+        "networkPolicies": False,
         "logTail": False,
         "logFormat": "text",
         "healthPort": 8081,

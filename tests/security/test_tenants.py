@@ -13,7 +13,7 @@ from tests.e2e.operators import OperatorProcess
 from tests.fakes.served_hub import Hub, serving
 from tests.fakes.tiny import tiny_model
 
-ALL_KINDS = "ftj,dreg,mex,jobs,pods,configmaps,pvc,events"
+ALL_KINDS = "ftj,dreg,mex,jobs,pods,configmaps,networkpolicies,pvc,events"
 
 
 def a_secret(name: str, token: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- define "finetune-operator.settings" -}}
 {{- $values := .Values -}}
 {{- $trainer := $values.images.trainer | default (printf "finetune-trainer:%s" .Chart.AppVersion) -}}
-{{- $settings := pick $values "namespaces" "sources" "logTail" "logFormat" "healthPort" "metricsPort" -}}
+{{- $settings := pick $values "namespaces" "sources" "networkPolicies" "logTail" "logFormat" "healthPort" "metricsPort" -}}
 {{- $_ := set $settings "images" (merge (dict "trainer" $trainer) $values.images) -}}
 {{- $_ := set $settings "work" (include "finetune-operator.claim" $values.work | fromJson) -}}
 {{- $_ := set $settings "output" (include "finetune-operator.claim" $values.output | fromJson) -}}

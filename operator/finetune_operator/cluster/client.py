@@ -207,7 +207,7 @@ def _text(value: Any) -> str:
     return json.dumps(value)
 
 
-CORE, BATCH = "/api/v1", "/apis/batch/v1"
+CORE, BATCH, NETWORKING = "/api/v1", "/apis/batch/v1", "/apis/networking.k8s.io/v1"
 
 
 def path_of(resource: str, namespace: str, name: str = "", *, group: str = CORE) -> str:

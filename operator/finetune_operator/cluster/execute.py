@@ -7,13 +7,14 @@ from typing import Any
 import orjson
 
 from finetune_operator.cluster.cache import Cache
-from finetune_operator.cluster.client import BATCH, ApiError, ApiServer, path_of
+from finetune_operator.cluster.client import BATCH, NETWORKING, ApiError, ApiServer, path_of
 from finetune_operator.cluster.pods import is_lost
 from finetune_operator.cluster.refusals import ChildRefused, refusal
 from finetune_operator.loop import Conflict, utc_now
 from finetune_operator.manifests import labels, storage
 from finetune_operator.manifests.clean import cleaning_job
 from finetune_operator.manifests.job import config_map, job
+from finetune_operator.manifests.network import network_policy
 from finetune_operator.manifests.volumes import claim_of
 from finetune_operator.plan import Key, StepRun
 from finetune_operator.settings import Settings
@@ -31,11 +32,11 @@ class Executor:
         self._authorities = authorities
 
     async def create(self, run: StepRun, uid: str) -> None:
-        """Make a run: its claims and what its attempts share first, at once, its Job last."""
+        """Make a run: claims, network policy, what its attempts share, all at once; its Job last."""
         namespace = run.owner.namespace
         frozen = config_map(run, uid, self._settings, authorities=self._authorities())
         sharing = self._once(path_of("configmaps", namespace), frozen, uid)
-        shared, *_ = await _all(sharing, *self._claims(run, uid))
+        shared, *_ = await _all(sharing, *self._surroundings(run, uid))
         made = job(run, uid, orjson.loads(shared))
         try:
             there = await self._once(path_of("jobs", namespace, group=BATCH), made, uid)
@@ -46,8 +47,11 @@ class Executor:
             raise
         self._cache.learn_job(there)
 
-    def _claims(self, run: StepRun, uid: str) -> Iterator[Coroutine[Any, Any, bytes]]:
-        """Yield what makes the claims of a run."""
+    def _surroundings(self, run: StepRun, uid: str) -> Iterator[Coroutine[Any, Any, bytes]]:
+        """Yield what makes the network policy of a run, and its claims."""
+        if self._settings.network_policies:
+            policies = path_of("networkpolicies", run.owner.namespace, group=NETWORKING)
+            yield self._once(policies, network_policy(run, uid), uid)
         path = path_of("persistentvolumeclaims", run.owner.namespace)
         if run.work_claim and run.owner.kind == "FineTuneJob":
             yield self._once(path, storage.work_claim(run, uid, self._settings.work), uid)
@@ -92,6 +96,9 @@ class Executor:
         shared = child.metadata.annotations.get(labels.CONFIG)
         if with_config and shared:  # first: only the Job still names it
             await self._delete_own(path_of("configmaps", key.namespace, shared), uid)
+            if self._settings.network_policies:
+                policy = path_of("networkpolicies", key.namespace, shared, group=NETWORKING)
+                await self._delete_own(policy, uid)
         if child.metadata.deletion_timestamp is None:
             path = path_of("jobs", key.namespace, name, group=BATCH)
             await self._api.delete(path, uid=child.metadata.uid, foreground=True)
