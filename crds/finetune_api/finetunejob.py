@@ -42,8 +42,9 @@ def _frozen(field: str, *, unless: str = "") -> Rule:
     same = f"has({new}) == has({old}) && (!has({new}) || {new} == {old})"
     also = f" || {unless}" if unless else ""
     when = " (but while suspended)" if unless else ""
+    # Evaluated at every write of a status too: what holds then comes first.
     return Rule(
-        f"self.spec.rerun > oldSelf.spec.rerun || {_not_started('oldSelf')}{also} || ({same})",
+        f"{_not_started('oldSelf')} || ({same}) || self.spec.rerun > oldSelf.spec.rerun{also}",
         f"`spec.{field}` cannot change once the job has started{when}; raise `spec.rerun` in the"
         " same change to run again",
     )
