@@ -4,7 +4,7 @@ READY := .venv/.ready
 SOURCES := crds operator trainer_image cli tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check fix generate lock nightly bench e2e cluster clean
+.PHONY: help setup quickstart test processes check fix generate lock nightly bench e2e cluster clean
 
 help: ## List the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,8 +22,11 @@ quickstart: $(READY) ## Fine-tune a small model on this computer, no GPU needed
 	@echo "Talk with it yourself: .venv/bin/finetune local chat brio --compare"
 
 test: check ## All tests, those with a real cluster too (as root); installs what it needs
-	@$(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly and not cluster"
-	@$(PYTHON) -m tests.e2e
+	@echo "Now the tests without a cluster, and those with one: both at once, each told when it is through"
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target processes e2e
+
+processes: $(READY) ## Tests that need no cluster: models trained and commands run on this computer
+	@nice -n 10 $(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly and not cluster"
 
 check: $(READY) ## Format, lint, types, import contracts, unit and contract tests: under two minutes
 	@$(PYTHON) -m ruff format --check $(SOURCES)

@@ -26,7 +26,7 @@ def main() -> int:
                 print(f"No test cluster on this machine; tests that need one are skipped:\n{error}")
                 return 1 if os.environ.get("FINETUNE_REQUIRE_CLUSTER") else 0
         command = [sys.executable, "-m", "pytest", "tests", *ALWAYS, *sys.argv[1:]]
-        ended = [subprocess.run([*command, *part], check=False) for part in (TOGETHER, ALONE)]
+        ended = [subprocess.run([*command, *part], check=False) for part in (ALONE, TOGETHER)]
     return max(one.returncode for one in ended)
 
 

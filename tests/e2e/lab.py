@@ -13,7 +13,8 @@ from tests.fakes.tiny import alpaca_rows
 
 Body = dict[str, Any]
 PINNED = [{"name": "OMP_NUM_THREADS", "value": "1"}]
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
+"""Each look starts a kubectl, which the pods that it waits for pay for."""
 WHOLE = ("--output=json", "--show-managed-fields")
 WAIT_SECONDS = 240.0
 ROWS = "\n".join(json.dumps(row) for row in alpaca_rows(24))
@@ -121,7 +122,7 @@ class Lab:
             assert not has(body, "Finished"), (
                 f"it ended before a checkpoint was seen\n{self.story()}"
             )
-            time.sleep(0.05)
+            time.sleep(0.3)
         raise AssertionError(f"no checkpoint of {name}\n{self.story()}")
 
     def pod_of(self, name: str, step: str) -> str:

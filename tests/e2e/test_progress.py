@@ -15,7 +15,7 @@ from tests.e2e.lab import Lab, has
 from tests.e2e.operators import OperatorProcess
 from tests.e2e.relay import Relay, free_port
 
-STEPS = 1600
+STEPS = 1000
 LONGEST_SECONDS = 240.0
 
 
@@ -80,7 +80,7 @@ def followed(lab: Lab, name: str, disturb: Any = lambda seen: None) -> list[Seen
             assert has(body, "Succeeded"), lab.story()
             return seen
         disturb(seen)
-        time.sleep(0.2)
+        time.sleep(0.4)
     raise AssertionError(f"{name} did not end\n{lab.story()}")
 
 
