@@ -34,7 +34,7 @@ NOT_COMPARED = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def released(helm: Helm, with_images: Access) -> Iterator[str]:
     """Install the chart with the images that ship, in a namespace that takes restricted pods only."""
     with fresh_namespace(with_images) as home:
