@@ -11,6 +11,10 @@ from pathlib import Path
 from tests.cluster.commands import wait_until
 
 
+ENVIRONMENT = {"GOGC": "400"}
+"""With a heap as small as that of a test cluster Go would collect all the time: a sixth of the API server."""
+
+
 def command_of(pid: int) -> list[str]:
     """Return the command line of a process; of one that ended, nothing."""
     try:
@@ -78,7 +82,7 @@ class Processes:
         pid = os.posix_spawnp(
             (entry + words)[0],
             entry + words,
-            os.environ,
+            {**os.environ, **ENVIRONMENT},
             setsid=True,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
