@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tests.cluster.commands import wait_until
 
-
 ENVIRONMENT = {"GOGC": "400"}
 """With a heap as small as that of a test cluster Go would collect all the time: a sixth of the API server."""
 
