@@ -189,7 +189,8 @@ class Cache:
                 del self._jobs_of[key]
         else:
             self._jobs_of[key].add(name)
-        self._wake(key)
+        if _tells(old, new):
+            self._wake(key)
 
     def _on_pod(self, old: Pod | None, new: Pod | None) -> None:
         record = new or old
@@ -203,7 +204,8 @@ class Cache:
         else:
             self._pods_of[name][meta.name] = record
             self._pods_of_owner[owner][meta.name] = record
-        self._wake(owner)
+        if _tells(old, new):
+            self._wake(owner)
 
     def _keep_last_word(self, name: tuple[str, str], pod: Pod) -> None:
         """Keep the end of a deleted pod while its Job is there."""
@@ -211,6 +213,17 @@ class Cache:
             self._last_words[name] = pod
             while len(self._last_words) > KEPT_LAST_WORDS:
                 self._last_words.pop(next(iter(self._last_words)))
+
+
+C = TypeVar("C", Job, Pod)
+
+
+def _tells(old: C | None, new: C | None) -> bool:
+    """Tell whether a change is one of what decisions look at; most changes of a Job are not."""
+    if old is None or new is None or old.metadata.uid != new.metadata.uid:
+        return True
+    seen = [(each.spec, each.status, each.metadata.deletion_timestamp) for each in (old, new)]
+    return seen[0] != seen[1]
 
 
 K = TypeVar("K")

@@ -62,13 +62,10 @@ class JobSpec(msgspec.Struct, frozen=True, gc=False):
     suspend: bool = False
 
 
-class JobStatus(msgspec.Struct, rename="camel", frozen=True, gc=False):
+class JobStatus(msgspec.Struct, frozen=True, gc=False):
     """Status of a Job."""
 
     conditions: list[Condition] = []
-    start_time: str | None = None
-    completion_time: str | None = None
-    active: int = 0
 
 
 class Job(msgspec.Struct):
