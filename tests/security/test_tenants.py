@@ -3,6 +3,7 @@
 import base64
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,5 +107,9 @@ def test_nothing_of_another_namespace_is_reached(
             ("dreg", "wants-claim", "ClaimNotFound"),
             ("dreg", "wants-secret", "SecretNotFound"),
         ):
-            other.wait(kind, each, lambda b, r=reason: b.get("status", {}).get("reason") == r,
-                       what=reason, seconds=60)  # type: ignore[misc]  # fmt: skip
+            other.wait(kind, each, waits_for(reason), what=reason, seconds=60)
+
+
+def waits_for(reason: str) -> Callable[[dict[str, Any]], bool]:
+    """Tell of an object whether that is what it waits for."""
+    return lambda body: body.get("status", {}).get("reason") == reason

@@ -44,7 +44,8 @@ def test_an_attempt_is_recorded_before_its_run_is_made() -> None:
     key = ("FineTuneJob", "tiny")
     world.step(("DatasetRegistration", "rows"))
     plan = world.decide(key)
-    assert plan.status.attempts[-1].number == 1  # type: ignore[union-attr]
+    assert plan.status is not None
+    assert plan.status.attempts[-1].number == 1
     assert [run.job_file.step for run in plan.runs] == ["prepare"]
     # It was recorded, and then nobody was left to make it.
     world.objects[key] = world.objects[key].model_copy(update={"status": plan.status})
