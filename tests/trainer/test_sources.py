@@ -105,8 +105,10 @@ def https_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            found = self.path == "/rows.jsonl"
+            found = self.path in ("/rows.jsonl", "/packed.jsonl")
             self.send_response(200 if found else 404)
+            if self.path == "/packed.jsonl":
+                self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(ROWS) if found else 0))
             self.end_headers()
             self.wfile.write(ROWS if found else b"")
@@ -129,6 +131,8 @@ def test_https(https_server: str, folders: Folders) -> None:
     assert fetch(Location(uri=f"{https_server}/rows.jsonl"), folders).read_bytes() == ROWS
     with pytest.raises(UserError, match="404"):
         fetch(Location(uri=f"{https_server}/other.jsonl"), folders)
+    with pytest.raises(UserError, match=r"sent compressed \(gzip\).*unpack it there"):
+        fetch(Location(uri=f"{https_server}/packed.jsonl"), folders)
 
 
 def test_what_is_private_is_not_for_tenants(

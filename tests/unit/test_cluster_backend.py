@@ -186,6 +186,7 @@ def test_an_output_that_cannot_be_removed_is_told() -> None:
     with pytest.raises(Conflict, match="exceeded quota"):
         cluster.look()
     assert held(cluster) == [FINALIZER]
+    asyncio.run(cluster.backend.events.send_next())
     assert len(cluster.api.made("events")) == 1
 
 

@@ -12,6 +12,7 @@ from finetune_trainer.errors import Infrastructure, StepError, UserError, one_li
 from finetune_trainer.files import folder_made_whole
 
 HTTP_TIMEOUT_SECONDS = 60
+AS_IT_IS = {"Accept-Encoding": "identity"}
 PASSING_STATUS = (408, 425, 429)
 
 
@@ -91,7 +92,9 @@ def from_https(uri: str, folders: Folders) -> Path:
     try:
         with (
             session() as reader,
-            reader.get(uri, stream=True, timeout=HTTP_TIMEOUT_SECONDS) as response,
+            reader.get(
+                uri, stream=True, timeout=HTTP_TIMEOUT_SECONDS, headers=AS_IT_IS
+            ) as response,
         ):
             _require_found(response, public)
             with folder_made_whole(target) as folder, (folder / name).open("wb") as file:
@@ -119,6 +122,11 @@ def _require_found(response: Any, public: str) -> None:
     if 400 <= status < 500 and status not in PASSING_STATUS:
         raise UserError(f"{public} answered {status}; correct the address")
     response.raise_for_status()
+    if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+        raise UserError(
+            f"{public} is sent compressed ({encoding}), which could be of any size; it must be sent as"
+            " it is; unpack it there"
+        )
 
 
 def from_s3(uri: str, folders: Folders, secret: dict[str, str]) -> Path:

@@ -46,7 +46,7 @@ class ClusterBackend:
         self._refusals = Refusals(wake_after)
         self._observer = Observer(api, cache, wake_after)
         self._executor = Executor(api, cache, settings, authorities)
-        self._events = Events(api)
+        self.events = Events(api)
 
     async def observe(self, key: Key) -> tuple[Any, Observed] | None:
         """Return an object with all a decision may look at; None if it is gone."""
@@ -103,7 +103,7 @@ class ClusterBackend:
         if plan.releases_object:
             await self._set_finalizers(key, record, add=False)
         for event in plan.events:
-            await self._events.tell(key, uid, event)
+            self.events.tell(key, uid, event)
 
     async def _create(self, key: Key, record: Custom, run: StepRun) -> None:
         """Make a run; what is refused is told on the object, and tried again later."""
@@ -125,7 +125,7 @@ class ClusterBackend:
             if refused.namespace_ends:
                 return
             words = f"{location} cannot be removed: {refused}; or set `retain: Retain` to keep it"
-            await self._events.tell(key, uid, Event("OutputNotRemoved", words, is_warning=True))
+            self.events.tell(key, uid, Event("OutputNotRemoved", words, is_warning=True))
             raise Conflict(words) from refused
 
     async def _hold(self, key: Key, record: Custom, plan: Plan) -> None:

@@ -80,6 +80,7 @@ class Controller:
                 backend = ClusterBackend(
                     api, cache, self._settings, self.queue.add_after, lambda: progress.authorities
                 )
+                tasks.create_task(backend.events.run())
                 for _ in range(WORKERS):
                     tasks.create_task(
                         work(self.queue, backend, DECISIONS, self._metrics.reconciled)

@@ -17,7 +17,7 @@ from finetune_api.objects import Resource
 from finetune_api.workerprofile import WorkerProfile
 from finetune_operator.cluster.cache import Cache
 from finetune_operator.cluster.client import ApiServer, path_of
-from finetune_operator.cluster.events import Events
+from finetune_operator.cluster.events import events_of
 from finetune_operator.cluster.parsed import Parsed
 from finetune_operator.cluster.pods import observed_run, seconds_until_lost, waiting_of_events
 from finetune_operator.cluster.records import Custom, Job, Meta, Pod
@@ -48,7 +48,7 @@ class Observer:
     ) -> None:
         """Use copies that others keep current."""
         self._cache, self._api, self._read = cache, api, Parsed()
-        self._events, self._wake_after = Events(api), wake_after
+        self._wake_after = wake_after
         self._told: dict[str, tuple[float, Waiting | None]] = {}
         self._recovered: dict[str, Termination] = {}
         self._first_seen: dict[str, float] = {}
@@ -194,7 +194,8 @@ class Observer:
         self._wake_after(key, EVENTS_SECONDS)
         at, waiting = self._told.get(uid, (-EVENTS_SECONDS, None))
         if time.monotonic() - at >= EVENTS_SECONDS - 1.0:
-            waiting = waiting_of_events(await self._events.of(namespace, uid))
+            told = await events_of(self._api, namespace, uid)
+            waiting = waiting_of_events(told)
             self._told[uid] = (time.monotonic(), waiting)
             _bound(self._told)
         return waiting

@@ -12,6 +12,7 @@ from finetune_trainer.errors import DataError
 
 MAX_ROW_BYTES = 4 << 20
 MAX_JSON_BYTES = 2 << 30
+PARQUET_ROWS = 16
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 TOO_LARGE = f"a row may have {MAX_ROW_BYTES / 1e6:.1f} MB; split it"
 KINDS = {
@@ -207,7 +208,11 @@ def _csv_file(file: Path) -> Iterator[Placed]:
 
 
 def _csv_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    for number, line in enumerate(stream, start=1):
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES:
+            raise DataError(f"{name}:{number}: the line is too large; {TOO_LARGE}")
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -234,11 +239,24 @@ def _parquet_file(file: Path) -> Iterator[Placed]:
     try:
         number = 0
         with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
+            # A small file may hold much: one long text that many rows share, or zeros.
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+                for row in _rows_of(batch):
                     number += 1
-                    yield f"{file.name}, row {number}", value
+                    yield f"{file.name}, row {number}", row
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{file.name} is no readable Parquet file: {str(error).splitlines()[0]}; write it again"
         ) from error
+
+
+def _rows_of(batch: Any) -> Iterator[Any]:
+    """Yield the rows of a record batch; of one that is large each by itself, as its size allows."""
+    if batch.nbytes <= MAX_ROW_BYTES:
+        yield from batch.to_pylist()
+        return
+    for index in range(batch.num_rows):
+        row = batch.slice(index, 1)
+        size = row.nbytes
+        large = _Broken(f"the row has {size / 1e6:.1f} MB; {TOO_LARGE}")
+        yield row.to_pylist()[0] if size <= MAX_ROW_BYTES else large
