@@ -15,10 +15,12 @@ import pytest
 
 from finetune_operator.cluster.client import ApiError, ApiServer, path_of_kind
 from finetune_operator.cluster.login import Login
+from finetune_operator.loop import Conflict
+from finetune_operator.manifests import labels
 from tests.builders import a_dataset, a_job, an_export
 from tests.faults.api import Faults
 from tests.faults.conftest import api_login
-from tests.faults.kubelet import Kubelet
+from tests.faults.kubelet import HANG, Kubelet
 from tests.faults.runner import Operators, Runner
 from tests.faults.workloads import INLINE, MODEL, NOWHERE, always
 from tests.inputs.generate import Input, inputs
@@ -27,6 +29,7 @@ __all__ = ["api_login"]
 
 EVERY_TIME = 400
 LEAST = 2000
+CHANGES = 100
 AT_ONCE = 16
 TOLD_SECONDS = 240.0
 VALID: dict[str, dict[str, Any]] = {
@@ -60,6 +63,46 @@ class Walk:
         else:
             self.accepted[each.kind, name] = each
 
+    async def change(self, number: int, each: Input) -> None:
+        """Change an object that was started to the input."""
+        name = f"in-{number}"
+        path = path_of_kind(each.kind, self._namespace, name)
+        while (each.kind, name) not in self.accepted:
+            body = json.loads(await self._api.get(path))
+            try:
+                await self._api.call(
+                    "PUT", path, body={**body, "spec": each.body["spec"]},
+                    parameters={"fieldValidation": "Strict"},
+                )  # fmt: skip
+            except Conflict:
+                continue  # the operator wrote its status meanwhile
+            except ApiError as error:
+                if error.status not in (400, 413, 422):
+                    raise
+                self.refused.append((each, error.message))
+                return
+            else:
+                self.accepted[each.kind, name] = each
+
+    async def start(self, kinds: list[str]) -> None:
+        """Make valid objects of some kinds, all under way."""
+        await self._api.create(
+            path_of_kind("DatasetRegistration", self._namespace), a_dataset(source=INLINE)
+        )
+        for number, kind in enumerate(kinds):
+            body = {**VALID[kind], "metadata": {"name": f"in-{number}"}}
+            await self._api.create(path_of_kind(kind, self._namespace), body)
+        until = time.monotonic() + TOLD_SECONDS
+        while waiting := [
+            body["metadata"]["name"]
+            for body in json.loads(
+                await self._api.get(path_of_kind("FineTuneJob", self._namespace))
+            )["items"]
+            if not body.get("status", {}).get("attempts")
+        ]:
+            assert time.monotonic() < until, f"{len(waiting)} have not begun: {waiting[:10]}"
+            await asyncio.sleep(0.5)
+
     async def untold(self) -> list[str]:
         """Return accepted objects of which the operator has not said a word about this spec."""
         found = []
@@ -71,30 +114,44 @@ class Walk:
                     "reason"
                 )
                 if not is_told:
-                    each = self.accepted[kind, meta["name"]]
-                    found.append(f"{kind} {each.path} {each.what}: {status.get('reason')}")
+                    each = self.accepted.get((kind, meta["name"]))
+                    what = f"{each.path} {each.what}" if each else "as it was"
+                    found.append(f"{kind} {meta['name']} {what}: {status.get('reason')}")
         return found
 
 
-def walk(login: Login, chosen: list[Input], caplog: pytest.LogCaptureFixture) -> Walk:
+def preparing(marks: dict[str, str], _attempt: int) -> str:
+    """Let jobs begin, and none go on."""
+    return HANG if marks[labels.STEP] == "prepare" else "ok"
+
+
+def walk(
+    login: Login,
+    chosen: list[Input],
+    caplog: pytest.LogCaptureFixture,
+    *,
+    started: bool = False,
+) -> Walk:
     async def all_of() -> Walk:
         async with ApiServer(login) as api:
             kubelet = Kubelet(api)
             runner = Runner(login, api, kubelet)
             namespace = f"inputs-{random.randrange(16**8):08x}"
             await runner._make(namespace)
-            kubelet.scripts[namespace] = always
+            kubelet.scripts[namespace] = preparing if started else always
             playing = asyncio.create_task(kubelet.run())
             faults = Faults(())
             operator = Operators(login, namespace, faults)
             done = Walk(api, namespace)
             try:
                 operator.start()
+                if started:
+                    await done.start([each.kind for each in chosen])
                 turns = asyncio.Semaphore(AT_ONCE)
 
                 async def one(number: int, each: Input) -> None:
                     async with turns:
-                        await done.submit(number, each)
+                        await (done.change if started else done.submit)(number, each)
 
                 await asyncio.gather(*(one(n, each) for n, each in enumerate(chosen)))
                 until = time.monotonic() + TOLD_SECONDS
@@ -128,11 +185,22 @@ def unnamed(done: Walk) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(600)
-def test_some_inputs(api_login: Login, caplog: pytest.LogCaptureFixture) -> None:
+def chosen_at_random(number: int) -> list[Input]:
     all_inputs = list(inputs(VALID))
     assert len(all_inputs) >= LEAST, len(all_inputs)
-    done = walk(api_login, random.Random(1).sample(all_inputs, EVERY_TIME), caplog)
+    return random.Random(1).sample(all_inputs, number)
+
+
+@pytest.mark.timeout(600)
+def test_some_inputs(api_login: Login, caplog: pytest.LogCaptureFixture) -> None:
+    done = walk(api_login, chosen_at_random(EVERY_TIME), caplog)
+    print(f"{len(done.refused)} refused, {len(done.accepted)} accepted and told")
+    assert not unnamed(done)
+
+
+@pytest.mark.timeout(600)
+def test_some_changes_after_the_start(api_login: Login, caplog: pytest.LogCaptureFixture) -> None:
+    done = walk(api_login, chosen_at_random(CHANGES), caplog, started=True)
     print(f"{len(done.refused)} refused, {len(done.accepted)} accepted and told")
     assert not unnamed(done)
 
@@ -141,5 +209,13 @@ def test_some_inputs(api_login: Login, caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.timeout(5000)
 def test_all_inputs(api_login: Login, caplog: pytest.LogCaptureFixture) -> None:
     done = walk(api_login, list(inputs(VALID)), caplog)
+    print(f"{len(done.refused)} refused, {len(done.accepted)} accepted and told")
+    assert not unnamed(done)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(5000)
+def test_many_changes_after_the_start(api_login: Login, caplog: pytest.LogCaptureFixture) -> None:
+    done = walk(api_login, chosen_at_random(LEAST), caplog, started=True)
     print(f"{len(done.refused)} refused, {len(done.accepted)} accepted and told")
     assert not unnamed(done)
