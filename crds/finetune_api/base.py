@@ -19,6 +19,15 @@ class Rule(NamedTuple):
 
     rule: str
     message: str
+    message_expression: str = ""
+    """CEL of a message that depends on the values; `message` then stands in the documentation."""
+
+    def as_validation(self) -> dict[str, str]:
+        """Return the entry of `x-kubernetes-validations`."""
+        shown = {"rule": self.rule, "message": self.message}
+        if self.message_expression:
+            shown["messageExpression"] = self.message_expression
+        return shown
 
 
 class Model(BaseModel):

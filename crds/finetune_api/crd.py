@@ -148,7 +148,7 @@ def resource_schema(resource: Resource) -> Schema:
         "type": "object",
         "description": resource.model.__doc__,
         "required": ["spec"],
-        "x-kubernetes-validations": [{"rule": r.rule, "message": r.message} for r in rules],
+        "x-kubernetes-validations": [rule.as_validation() for rule in rules],
         "properties": {
             "apiVersion": {"type": "string", "description": f"`{GROUP}/{VERSION}`."},
             "kind": {"type": "string", "description": f"`{resource.kind}`."},

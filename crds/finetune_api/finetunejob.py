@@ -32,31 +32,41 @@ FROZEN_FIELDS = (
 )  # fmt: skip
 
 
-def _not_started(old: str) -> str:
-    """Return the CEL of "no attempt was made yet" for an object."""
-    return f"!has({old}.status) || !has({old}.status.attempts) || {old}.status.attempts.size() == 0"
-
-
-def _frozen(field: str, *, unless: str = "") -> Rule:
+def _same(field: str) -> str:
     new, old = f"self.spec.{field}", f"oldSelf.spec.{field}"
-    same = f"has({new}) == has({old}) && (!has({new}) || {new} == {old})"
-    also = f" || {unless}" if unless else ""
-    when = " (but while suspended)" if unless else ""
-    # Evaluated at every write of a status too: what holds then comes first.
-    return Rule(
-        f"{_not_started('oldSelf')} || ({same}) || self.spec.rerun > oldSelf.spec.rerun{also}",
-        f"`spec.{field}` cannot change once the job has started{when}; raise `spec.rerun` in the"
-        " same change to run again",
+    return f"(has({new}) == has({old}) && (!has({new}) || {new} == {old}))"
+
+
+def _output_uri(of: str) -> str:
+    return f"(has({of}.spec.output) && has({of}.spec.output.uri) ? {of}.spec.output.uri : '')"
+
+
+def _frozen() -> Rule:
+    """Return the rule of what cannot change once an attempt was made.
+
+    One rule for all fields: it is evaluated at every write of a status too, and each rule that looks
+    at the object costs the API server as much as all of this one, whose first comparison holds then.
+    """
+    same = {f"spec.{field}": _same(field) for field in FROZEN_FIELDS}
+    same["spec.output.uri"] = f"({_output_uri('self')} == {_output_uri('oldSelf')})"
+    workers = f"({_same('workers')} || oldSelf.spec.suspend)"
+    attempts = "oldSelf.status.attempts"
+    rule = (
+        "self.spec == oldSelf.spec || self.spec.rerun > oldSelf.spec.rerun"
+        f" || !has(oldSelf.status) || !has({attempts}) || {attempts}.size() == 0"
+        f" || ({' && '.join([*same.values(), workers])})"
     )
-
-
-OUTPUT_FROZEN = Rule(
-    f"self.spec.rerun > oldSelf.spec.rerun || {_not_started('oldSelf')} ||"
-    " (has(self.spec.output) && has(self.spec.output.uri) ? self.spec.output.uri : '') =="
-    " (has(oldSelf.spec.output) && has(oldSelf.spec.output.uri) ? oldSelf.spec.output.uri : '')",
-    "`spec.output.uri` cannot change once the job has started; raise `spec.rerun` in the same change"
-    " to run again",
-)
+    named = [f"({is_same} ? '' : '`{field}` ')" for field, is_same in same.items()]
+    named.append(f"({workers} ? '' : '`spec.workers` ')")
+    while_suspended = f"({workers} ? '' : ' (but while suspended)')"
+    cannot = "cannot change once the job has started"
+    again = "; raise `spec.rerun` in the same change to run again"
+    fields = ", ".join(f"`{field}`" for field in (*same, "spec.workers"))
+    return Rule(
+        rule,
+        f"{fields} {cannot} (`spec.workers` can while suspended){again}",
+        f"{' + '.join(named)} + '{cannot}' + {while_suspended} + '{again}'",
+    )
 
 
 class Attention(StrEnum):
@@ -180,11 +190,7 @@ class FineTuneJobStatus(Status):
 class FineTuneJob(Model):
     """A fine-tuning job."""
 
-    cel_rules: ClassVar[tuple[Rule, ...]] = (
-        *(_frozen(field) for field in FROZEN_FIELDS),
-        _frozen("workers", unless="oldSelf.spec.suspend"),
-        OUTPUT_FROZEN,
-    )
+    cel_rules: ClassVar[tuple[Rule, ...]] = (_frozen(),)
 
     metadata: Metadata
     spec: FineTuneJobSpec

@@ -36,7 +36,7 @@ class _WithRules(GenerateJsonSchema):
         result = super().model_schema(schema)
         rules = getattr(schema["cls"], "cel_rules", ())
         if rules:
-            result[_RULES] = [{"rule": rule.rule, "message": rule.message} for rule in rules]
+            result[_RULES] = [rule.as_validation() for rule in rules]
         return result
 
 

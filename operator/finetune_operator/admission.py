@@ -39,6 +39,12 @@ def admit(body: dict[str, Any], old: Resource | None = None) -> Resource:
     return resource
 
 
+def _message(rule: dict[str, str], context: dict[str, Any]) -> str:
+    if (expression := rule.get("messageExpression")) is None:
+        return rule["message"]
+    return str(_compiled(expression).execute(context))
+
+
 def _broken(schema: dict[str, Any], value: Any, old: Any, *, path: str) -> Iterator[str]:
     """Yield the message of every rule that a value or a part of it breaks."""
     for rule in schema.get("x-kubernetes-validations", ()):
@@ -47,7 +53,7 @@ def _broken(schema: dict[str, Any], value: Any, old: Any, *, path: str) -> Itera
             continue  # a transition rule is not evaluated on creation
         context = {"self": value, **({"oldSelf": old} if is_transition else {})}
         if not _compiled(rule["rule"]).execute(context):
-            yield f"`{path or 'object'}`: {rule['message']}"
+            yield f"`{path or 'object'}`: {_message(rule, context)}"
     if isinstance(value, dict):
         for name, part in schema.get("properties", {}).items():
             if name in value and name != "metadata":

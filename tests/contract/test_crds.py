@@ -102,9 +102,9 @@ def test_columns_and_selectable_fields_exist(resource: Resource) -> None:
 def test_every_rule_of_the_models_is_in_the_crd(resource: Resource) -> None:
     schema = resource_schema(resource)
     nodes = dict(walk(schema))
-    on_root = [rule._asdict() for rule in (*resource.name_rules, *resource.model.cel_rules)]
+    on_root = [rule.as_validation() for rule in (*resource.name_rules, *resource.model.cel_rules)]
     assert nodes[""]["x-kubernetes-validations"] == on_root
-    expected = [rule._asdict() for rule in getattr(resource.part("spec"), "cel_rules", ())]
+    expected = [rule.as_validation() for rule in getattr(resource.part("spec"), "cel_rules", ())]
     assert nodes["spec"].get("x-kubernetes-validations", []) == expected
 
 
