@@ -19,6 +19,7 @@ HOOK = Path(__file__).parents[1] / "fakes" / "faults.py"
 SITE = Path(__file__).parents[1] / "fakes" / "site"
 POLICY = {"maxRestarts": 60}
 WAIT_SECONDS = 60
+LEAST_WRITES, MOST_WRITES = 12, 40
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,19 @@ def writes(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, warm_py
     return count_writes(make_place(tmp_path_factory.mktemp("count"), model_folder, warm_python))
 
 
-@pytest.mark.parametrize("number", range(1, 28))
+@pytest.mark.parametrize("number", range(1, MOST_WRITES + 1))
 def test_the_command_killed_at_a_write(
     place: Place, unbroken: Result, writes: int, number: int
 ) -> None:
-    assert 12 <= writes <= 27, "the table above must cover every write"
+    assert LEAST_WRITES <= writes <= MOST_WRITES, "the numbers must cover every write"
+    if number > writes:
+        pytest.skip(f"a run makes {writes} writes here; the slower, the more")
     manifest = place.write(a_dataset(), a_job(failurePolicy=POLICY))
     killed = place.finetune(
         "run", str(manifest), PYTHONPATH=str(SITE), FINETUNE_TEST_KILL_AT_WRITE=str(number)
     )
     assert killed.returncode in (-signal.SIGKILL, 0)
-    assert number > 12 or killed.returncode == -signal.SIGKILL
+    assert number > LEAST_WRITES or killed.returncode == -signal.SIGKILL
     again = place.finetune("run", str(manifest))
     assert again.returncode == 0, again.stdout + again.stderr
     assert result_of(place) == unbroken
