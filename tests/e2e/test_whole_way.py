@@ -25,7 +25,7 @@ pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES_SECONDS = 2400.0
-SHORT = {"maxSteps": 4, "globalBatchSize": 4, "loggingSteps": 1}
+SHORT = {"maxSteps": 2, "globalBatchSize": 2, "loggingSteps": 1}
 NOT_COMPARED = {
     "startTime", "completionTime", "endTime", "lastTransitionTime", "lastReportTime", "eta",
     "etaSeconds", "tokensPerSecond", "runningSeconds", "observedGeneration",
@@ -64,7 +64,8 @@ def test_examples(released: str, own_cluster: Cluster, tmp_path: Path, whole: bo
             lab.succeeded(job, seconds=EXAMPLES_SECONDS)
         lab.succeeded("writer-merged", kind="modelexport", seconds=EXAMPLES_SECONDS)
         for job in ("brio", "plants", "writer"):
-            told_is_logged(lab, job, least_fall=0.5 if whole else -1.0)
+            told_is_logged(lab, job)
+            assert not whole or fall_of_loss(lab, job) > 0.5
         tables_read_well(lab, steps=90 if whole else SHORT["maxSteps"])
         exported_model_is_right(lab)
         no_pod_has_rights(lab)
@@ -83,12 +84,16 @@ def shortened(folder: Path) -> Path:
     return folder
 
 
-def told_is_logged(lab: Lab, job: str, *, least_fall: float) -> None:
+def fall_of_loss(lab: Lab, job: str) -> float:
+    status = lab.get("ftj", job)["status"]
+    return float(status["lossHistory"][0]["loss"]) - float(status["metrics"]["loss"])
+
+
+def told_is_logged(lab: Lab, job: str) -> None:
     """The status says what the trainer's own log says."""
     status = lab.get("ftj", job)["status"]
     losses = result(lab.output(job)).losses
     assert status["metrics"]["loss"] == f"{losses[-1][1]:.4f}"
-    assert float(status["lossHistory"][0]["loss"]) - float(status["metrics"]["loss"]) > least_fall
     told = {point["step"]: point["loss"] for point in status["lossHistory"]}
     assert told == {step: f"{loss:.4f}" for step, loss in losses if step in told}
 
