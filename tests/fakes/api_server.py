@@ -27,7 +27,7 @@ class FakeApiServer:
 
     async def get(self, path: str, **parameters: str) -> bytes:
         if parameters:
-            return orjson.dumps({"items": []})
+            return orjson.dumps({"metadata": {"resourceVersion": "1"}, "items": []})
         if path not in self.objects:
             raise ApiError(404, f"{path} not found")
         return orjson.dumps(self.objects[path])

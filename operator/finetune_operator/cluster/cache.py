@@ -19,6 +19,7 @@ from finetune_operator.cluster.records import (
     Profile,
     decode_custom,
     decode_job,
+    decode_page,
     decode_pod,
     decode_profile,
 )
@@ -140,6 +141,11 @@ class Cache:
     def learn_job(self, body: bytes) -> None:
         """Take the answer to a write of our own."""
         self._of_namespace(self.jobs, decode_job(body).metadata.namespace).learn(body)
+
+    def learn_pods(self, namespace: str, page: bytes) -> None:
+        """Take a list of pods that was asked for by itself."""
+        for raw in decode_page(page).items:
+            self._of_namespace(self.pods, namespace).learn(raw)
 
     @staticmethod
     def _of_namespace(informers: list[Informer[R]], namespace: str) -> Informer[R]:

@@ -126,7 +126,11 @@ class ApiServer:
     async def delete(
         self, path: str, *, uid: str, grace_seconds: int | None = None, foreground: bool = False
     ) -> None:
-        """Delete one object, if it still is the one that was seen; gone already is fine."""
+        """Delete one object, if it still is the one that was seen; gone already is fine.
+
+        Raises:
+            Changed: it is not, or not as it was; what is there now has to be looked at.
+        """
         options: dict[str, Any] = {"preconditions": {"uid": uid}}
         options["propagationPolicy"] = "Foreground" if foreground else "Background"
         if grace_seconds is not None:
@@ -134,8 +138,7 @@ class ApiServer:
         try:
             await self.call("DELETE", path, body=options)
         except ApiError as error:
-            # 409: another object has that name by now, which is not ours to delete.
-            if error.status not in (404, 409):
+            if error.status != 404:
                 raise
 
     async def pages(self, path: str, *, selector: str = "") -> AsyncIterator[bytes]:

@@ -123,8 +123,8 @@ class Informer(Generic[R]):
         else:
             self._take(record)
 
-    def learn(self, body: bytes) -> None:
-        """Take the answer to a write of our own: it must be seen before anything else is decided."""
+    def learn(self, body: bytes | msgspec.Raw) -> None:
+        """Take an answer, to a write of our own above all: it must be seen before more is decided."""
         self._take(self._decode(body))
 
     def _read(self, raw: bytes | msgspec.Raw) -> R | None:

@@ -15,13 +15,13 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelexport import ModelExport
 from finetune_api.objects import Resource
 from finetune_api.workerprofile import WorkerProfile
-from finetune_operator.cluster.cache import Cache
+from finetune_operator.cluster.cache import JOB_NAME, Cache
 from finetune_operator.cluster.client import ApiServer, path_of
 from finetune_operator.cluster.events import events_of
 from finetune_operator.cluster.parsed import Parsed
 from finetune_operator.cluster.pods import observed_run, seconds_until_lost, waiting_of_events
 from finetune_operator.cluster.records import Custom, Job, Meta, Pod
-from finetune_operator.conditions import seconds_of
+from finetune_operator.conditions import is_true, seconds_of
 from finetune_operator.loop import utc_now
 from finetune_operator.manifests import labels
 from finetune_operator.manifests.job import JOB_KEY
@@ -52,6 +52,7 @@ class Observer:
         self._told: dict[str, tuple[float, Waiting | None]] = {}
         self._recovered: dict[str, Termination] = {}
         self._first_seen: dict[str, float] = {}
+        self._read_anew: dict[str, bool] = {}
         self._namespaces: dict[str, tuple[float, dict[str, str]]] = {}
 
     def resource(self, key: Key, record: Custom) -> Resource:
@@ -77,10 +78,10 @@ class Observer:
             found = self._parsed(of)
             if isinstance(found, FineTuneJob):
                 jobs[of.name] = found
-                job_runs[of.name] = await self._runs(of, found.metadata.uid)
+                job_runs[of.name] = await self._runs(of, found)
         profiles = self._profiles()
         return Observed(
-            runs=await self._runs(key, resource.metadata.uid),
+            runs=await self._runs(key, resource),
             datasets=datasets,
             jobs=jobs,
             job_runs=job_runs,
@@ -128,9 +129,12 @@ class Observer:
             _bound(self._namespaces)
         return found
 
-    async def _runs(self, key: Key, uid: str) -> dict[str, ObservedRun]:
-        found = {}
+    async def _runs(self, key: Key, resource: Resource) -> dict[str, ObservedRun]:
+        uid, found = resource.metadata.uid, {}
+        is_finished = is_true(resource.status.conditions, "Finished")
         for child in self._cache.jobs_of(key, uid):
+            if not is_finished:
+                await self._require_end(child)
             pod = self._cache.pod_of(child)
             run = observed_run(child, pod, None)
             if run.is_running and run.started_at is None:
@@ -144,6 +148,23 @@ class Observer:
                 known = await self._known_to_training(key, uid, child)
                 found[run.name] = replace(run, termination=known) if known else run
         return found
+
+    async def _require_end(self, child: Job) -> None:
+        """Read the pod of a Job that is over if it seems not to be, once.
+
+        Jobs and pods are copied by streams of their own, and one may be late: a pod that ended well
+        would be taken for one that was lost.
+        """
+        meta, pod = child.metadata, self._cache.pod_of(child)
+        is_over = child.has("Complete") or child.has("Failed")
+        knows = pod is not None and pod.state.terminated is not None
+        if not is_over or knows or meta.uid in self._read_anew:
+            return
+        selector = f"{JOB_NAME}={meta.name}"
+        page = await self._api.get(path_of("pods", meta.namespace), labelSelector=selector)
+        self._cache.learn_pods(meta.namespace, page)
+        self._read_anew[meta.uid] = True
+        _bound(self._read_anew)
 
     async def _known_to_training(self, key: Key, uid: str, child: Job) -> Termination | None:
         """Return the result of a preparing whose pod is gone, from what training was given of it."""
