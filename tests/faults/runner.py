@@ -83,11 +83,8 @@ class Runner:
                 operator.start()
                 await workload.act(User(self._api, namespace))
                 await self._quiet(faults, watcher)
-                while any(
-                    body["metadata"].get("deletionTimestamp")
-                    for body in await self._children(namespace)
-                ):
-                    await asyncio.sleep(0.2)  # the cluster's own collector is still at it
+                while await self._is_collected(namespace):
+                    await asyncio.sleep(0.2)
             if watcher.done():
                 watcher.result()
             return Outcome(await self._state(namespace), faults.writes, faults.met, faults.log)
@@ -167,6 +164,16 @@ class Runner:
             for body in await self._listed(path)
             if labels.UID in body["metadata"].get("labels", {})
         ]
+
+    async def _is_collected(self, namespace: str) -> bool:
+        """Tell whether the cluster's own collector is, or will be, at work."""
+        listed = [await self._listed(path_of_kind(kind, namespace)) for kind in KINDS]
+        there = {body["metadata"]["uid"] for bodies in listed for body in bodies}
+        return any(
+            body["metadata"].get("deletionTimestamp")
+            or any(o["uid"] not in there for o in body["metadata"].get("ownerReferences", []))
+            for body in await self._children(namespace)
+        )
 
     async def _listed(self, path: str) -> list[Body]:
         items: list[Body] = orjson.loads(await self._api.get(path))["items"]

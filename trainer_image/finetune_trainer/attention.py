@@ -19,8 +19,8 @@ HALF_PROBE_TOLERANCE = 0.2
 
 def packed_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,  # [1, H, T, D]  H heads, T tokens of all rows, D head size
-    key: torch.Tensor,  # [1, K, T, D]  K key-value heads
+    query: torch.Tensor,  # [B, H, T, D]  H heads, B x T tokens of all rows, D head size
+    key: torch.Tensor,  # [B, K, T, D]  K key-value heads
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
@@ -34,8 +34,18 @@ def packed_attention(
     del attention_mask
     if any(other.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise ValueError("attention with a soft cap, sinks or a position bias is not of this kind")
-    ends = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
-    settings = {"dropout_p": dropout if module.training else 0.0, "scale": scaling}
+    dropout = dropout if module.training else 0.0
+    if query.is_cuda and dropout == 0.0 and cu_seq_lens_q is not None:
+        longest = int(other["max_length_q"])
+        return _by_flash((query, key, value), cu_seq_lens_q, longest, scaling, sliding_window), None
+    batch, _, length, _ = query.shape
+    query, key, value = (_end_to_end(tensor) for tensor in (query, key, value))
+    ends = (
+        list(range(0, batch * length + 1, length))
+        if cu_seq_lens_q is None
+        else cu_seq_lens_q.tolist()
+    )
+    settings = {"dropout_p": dropout, "scale": scaling}
     rows = [
         _row_attention(
             *(tensor[:, :, start:end] for tensor in (query, key, value)),
@@ -44,7 +54,39 @@ def packed_attention(
         )
         for start, end in itertools.pairwise(ends)
     ]
-    return torch.cat(rows, dim=2).transpose(1, 2), None  # [1, T, H, D]
+    attended = torch.cat(rows, dim=2).transpose(1, 2)  # [1, B x T, H, D]
+    return attended.unflatten(1, (batch, length)).squeeze(0), None
+
+
+def _end_to_end(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor [B, H, T, D] as [1, H, B x T, D]."""
+    return tensor if tensor.shape[0] == 1 else tensor.transpose(0, 1).flatten(1, 2)[None]
+
+
+def _by_flash(
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ends: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend by a GPU's kernel for rows of any lengths; [B, T, H, D]."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, heads, length, _ = parts[0].shape
+    flat = [part.transpose(1, 2).flatten(0, 1) for part in parts]
+    attended = varlen_attn(
+        *flat, ends, ends, longest, longest, scale=scaling,
+        window_size=(window - 1 if window else -1, 0), enable_gqa=heads != parts[1].shape[1],
+    )  # fmt: skip
+    return attended.unflatten(0, (batch, length))
+
+
+def register() -> None:
+    """Let models be switched to this attention by its name."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
 
 
 def _row_attention(
