@@ -25,8 +25,8 @@ test: check ## All tests, those with a real cluster too (as root); installs what
 	@echo "Now the tests without a cluster, and those with one: both at once, each told when it is through"
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target processes e2e
 
-processes: $(READY) ## Tests that need no cluster: models trained and commands run on this computer
-	@nice -n 10 $(PYTHON) -m pytest tests -n 2 --dist loadscope -m "not nightly and not cluster"
+processes: $(READY) ## Tests without a cluster beyond `check`: models trained and commands run on this computer
+	@nice -n 10 $(PYTHON) -m pytest tests --ignore=tests/unit --ignore=tests/contract -n 2 --dist loadscope -m "not nightly and not cluster"
 
 check: $(READY) ## Format, lint, types, import contracts, unit and contract tests: under two minutes
 	@$(PYTHON) -m ruff format --check $(SOURCES)
