@@ -26,7 +26,7 @@ test: check ## All tests, those with a real cluster too (as root); installs what
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target processes e2e
 
 processes: $(READY) ## Tests without a cluster beyond `check`: models trained and commands run on this computer
-	@nice -n 10 $(PYTHON) -m pytest tests --ignore=tests/unit --ignore=tests/contract -n 2 --dist loadscope -m "not nightly and not cluster"
+	@nice -n 10 $(PYTHON) -m pytest tests --ignore=tests/unit --ignore=tests/contract -n 2 --dist loadscope --durations 40 -m "not nightly and not cluster"
 
 check: $(READY) ## Format, lint, types, import contracts, unit and contract tests: under two minutes
 	@$(PYTHON) -m ruff format --check $(SOURCES)

@@ -56,16 +56,15 @@ def _frozen() -> Rule:
         f" || !has(oldSelf.status) || !has({attempts}) || {attempts}.size() == 0"
         f" || ({' && '.join([*same.values(), workers])})"
     )
-    named = [f"({is_same} ? '' : '`{field}` ')" for field, is_same in same.items()]
-    named.append(f"({workers} ? '' : '`spec.workers` ')")
-    while_suspended = f"({workers} ? '' : ' (but while suspended)')"
     cannot = "cannot change once the job has started"
-    again = "; raise `spec.rerun` in the same change to run again"
+    again = "raise `spec.rerun` in the same change to run again"
+    named = [f"({is_same} ? '' : '`{field}` {cannot}; ')" for field, is_same in same.items()]
+    named.append(f"({workers} ? '' : '`spec.workers` {cannot} (but while suspended); ')")
     fields = ", ".join(f"`{field}`" for field in (*same, "spec.workers"))
     return Rule(
         rule,
-        f"{fields} {cannot} (`spec.workers` can while suspended){again}",
-        f"{' + '.join(named)} + '{cannot}' + {while_suspended} + '{again}'",
+        f"{fields} {cannot} (`spec.workers` can while suspended); {again}",
+        f"{' + '.join(named)} + '{again}'",
     )
 
 

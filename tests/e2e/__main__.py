@@ -11,9 +11,9 @@ from tests.cluster.machine import why_not
 from tests.cluster.tools import helm
 from tests.e2e.images import bring_to
 
-# They wait for the cluster as much as they compute; those that take longest come first.
+# Those that take longest come first.
 TOGETHER = (
-    "-n", "3", "--dist", "loadscope", "--no-loadscope-reorder",
+    "-n", "2", "--dist", "loadscope", "--no-loadscope-reorder",
     "-m", "cluster and not alone and not nightly",
 )  # fmt: skip
 ALONE = ("-m", "cluster and alone and not nightly")

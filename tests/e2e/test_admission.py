@@ -71,7 +71,9 @@ def test_a_rule_of_the_table(lab: Lab, row: dict[str, Any]) -> None:
             patch_status(lab, base, {"status": status})
     # As kubectl create and replace do: server-side apply has words of its own for double keys.
     said = refusal(lab, merged(base, row["changes"]), verb="create" if old is None else "replace")
-    assert any(message in said for message in KNOWN), said
+    # A message that depends on the values is no constant of the schema: the table has its words.
+    is_known = any(message in said for message in KNOWN)
+    assert is_known or all(words in said for words in row["contains"]), said
 
 
 def patch_status(lab: Lab, body: dict[str, Any], status: dict[str, Any]) -> None:

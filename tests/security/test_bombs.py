@@ -19,13 +19,13 @@ from finetune_trainer.errors import DataError, UserError
 from finetune_trainer.models import prepare_model
 from tests.fakes.bench import Bench
 
-LONG = "x" * (2 * MAX_ROW_BYTES)
+LONG = "x" * (4 * MAX_ROW_BYTES)
 ROWS = 400
-MOST_BYTES = 1 << 30
+MOST_BYTES = 3 << 29
 
 
 def parquet_bomb(path: Path) -> None:
-    """Write one long text that is the value of every row: what 3.4 GB of JSON would say."""
+    """Write one long text that is the value of every row: what 6.7 GB of JSON would say."""
     column = pyarrow.DictionaryArray.from_arrays(
         pyarrow.array([0] * ROWS, pyarrow.int32()), pyarrow.array([LONG])
     )
@@ -55,13 +55,13 @@ def test_a_parquet_file_that_becomes_large(tmp_path: Path) -> None:
     bomb = tmp_path / "rows.parquet"
     parquet_bomb(bomb)
     assert bomb.stat().st_size < 1 << 20
-    assert told_of(bomb) == f"{ROWS} the row has 8.4 MB; a row may have 4.2 MB; split it\n"
+    assert told_of(bomb) == f"{ROWS} the row has 16.8 MB; a row may have 4.2 MB; split it\n"
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 def test_a_line_without_end(tmp_path: Path, name: str) -> None:
     with (tmp_path / name).open("wb") as file:
-        file.truncate(2 * MOST_BYTES)  # of holes: it takes no room
+        file.truncate(MOST_BYTES + (1 << 29))  # of holes: it takes no room
     assert f"{MAX_ROW_BYTES / 1e6:.1f} MB; split it" in told_of(tmp_path / name)
 
 

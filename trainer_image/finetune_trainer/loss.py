@@ -7,14 +7,24 @@ from torch.nn.functional import cross_entropy
 
 from finetune_trainer.data.saved import IGNORED
 
+SCORED = ("scored_positions", "targets")
+"""What the collator adds for models that score positions themselves."""
 
-def summed_loss(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+
+def summed_loss(
+    model: torch.nn.Module, inputs: dict[str, Any], *, scores: bool = False
+) -> torch.Tensor:
     """Return the negative log-likelihood summed over the trained tokens; float32, no shape.
 
-    On a GPU by TRL's fused head, which never builds the logits. On the CPU that head computes every
-    position and its metrics; here the model computes the logits of the trained positions.
+    `scores`: the model scores positions itself. Else on a GPU by TRL's fused head, which never builds
+    the logits. On the CPU that head computes every position and its metrics; here the model computes
+    the logits of the trained positions.
     """
     labels = inputs["labels"]  # [B, T]
+    if scores:
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        return -model(**given, use_cache=False).log_probs.sum()
+    inputs = {name: value for name, value in inputs.items() if name not in SCORED}
     if labels.device.type != "cpu":
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         return -outputs.log_probs.sum()
@@ -28,3 +38,17 @@ def summed_loss(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         ignore_index=IGNORED,
         reduction="sum",
     )
+
+
+def scored(labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return which positions of a batch are scored, counted over all its rows, and their targets; [P].
+
+    A position's target is the label after it; labels are [B, T].
+    """
+    after = labels[:, 1:]
+    is_scored = torch.zeros_like(labels, dtype=torch.bool)
+    is_scored[:, :-1] = after != IGNORED
+    return {
+        "scored_positions": is_scored.flatten().nonzero().flatten(),
+        "targets": after[after != IGNORED],
+    }

@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from finetune_trainer.batch_plan import BatchPlan
 from finetune_trainer.data.saved import IGNORED
-from finetune_trainer.loss import summed_loss
+from finetune_trainer.loss import scored, summed_loss
 
 StepIndex = tuple[int, int]
 
@@ -72,7 +72,11 @@ class StepCollator:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Return the item with tensors for each micro-batch. Shapes: [B, T], packed [1, T]."""
-        return {**item, "micro": [dict(self._collate(rows)) for rows in item["micro"]]}
+        return {**item, "micro": [self._batch(rows) for rows in item["micro"]]}
+
+    def _batch(self, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+        batch = dict(self._collate(rows))
+        return {**batch, **scored(batch["labels"])}
 
 
 def step_loader(
@@ -153,7 +157,7 @@ class PlanTrainer(SFTTrainer):
         The reduction averages over ranks; the factor makes it a sum again.
         """
         assert not return_outputs, "the plan's own evaluation needs losses only"
-        share = summed_loss(model, inputs) / max(int(num_items_in_batch), 1)
+        share = summed_loss(model, inputs, scores=self.scores) / max(int(num_items_in_batch), 1)
         return share * self.accelerator.num_processes
 
     def evaluate(
@@ -169,7 +173,8 @@ class PlanTrainer(SFTTrainer):
             tokens += step["trained_tokens"]
             for batch in step["micro"]:
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    total += summed_loss(self.model, self._prepare_inputs(batch)).double()
+                    loss = summed_loss(self.model, self._prepare_inputs(batch), scores=self.scores)
+                    total += loss.double()
             if self.on_evaluation_step:
                 self.on_evaluation_step()
         total = self.accelerator.reduce(total, reduction="sum")
@@ -180,6 +185,8 @@ class PlanTrainer(SFTTrainer):
         )
         return metrics
 
+    scores = False
+    """Whether the model scores positions itself, see `finetune_trainer.fast.head`."""
     control: Any
     on_evaluation_step: Any = None
     """Called after each step of an evaluation, so that a watchdog sees it move."""

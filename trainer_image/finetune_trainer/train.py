@@ -28,6 +28,7 @@ from finetune_trainer.batch_plan import BatchPlan
 from finetune_trainer.callbacks import RunCallback, best_step
 from finetune_trainer.data.saved import IGNORED, ROWS_FILE
 from finetune_trainer.errors import Evicted, UserError
+from finetune_trainer.fast.apply import speed_up
 from finetune_trainer.heap import keep_freed_memory
 from finetune_trainer.models import load_model, load_tokenizer
 from finetune_trainer.plan_trainer import PlanTrainer
@@ -127,6 +128,8 @@ def build_trainer(run: Run) -> PlanTrainer:
         peft_config=lora_config(run.spec.lora or Lora(), run.resolved) if is_lora else None,
     )
     trainer.remove_callback(PrinterCallback)  # our own line says the same, readably
+    if is_lora and (fast := speed_up(trainer.model, run.resolved)) is not None:
+        trainer.scores = fast.scores
     return trainer
 
 

@@ -13,6 +13,8 @@ from finetune_trainer.errors import DataError
 MAX_ROW_BYTES = 4 << 20
 MAX_JSON_BYTES = 2 << 30
 PARQUET_ROWS = 16
+MAX_PARQUET_ROW_BYTES = 3 * MAX_ROW_BYTES
+"""What is larger is not even looked into; of what is not, the field that is too large is told."""
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 TOO_LARGE = f"a row may have {MAX_ROW_BYTES / 1e6:.1f} MB; split it"
 KINDS = {
@@ -259,4 +261,4 @@ def _rows_of(batch: Any) -> Iterator[Any]:
         row = batch.slice(index, 1)
         size = row.nbytes
         large = _Broken(f"the row has {size / 1e6:.1f} MB; {TOO_LARGE}")
-        yield row.to_pylist()[0] if size <= MAX_ROW_BYTES else large
+        yield row.to_pylist()[0] if size <= MAX_PARQUET_ROW_BYTES else large

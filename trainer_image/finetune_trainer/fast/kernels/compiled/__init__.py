@@ -1,0 +1,1 @@
+"""What Triton compiles; imported where a tensor is on a GPU only."""
