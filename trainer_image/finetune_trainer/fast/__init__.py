@@ -4,7 +4,7 @@ From the outside the model stays what it is: its parameters, PEFT's adapters, sa
 a layer that is understood (`spec`) and that computes what it computed before (`probe`) runs as one forward
 and one backward over rows laid end to end (`layer`), with the adapters folded into its products
 (`products`), and keeps as much for the backward as memory allows (`recompute`). All others stay as they
-are, and `report` says which and why.
+are, and the log says how many and why.
 
 | where | what |
 |---|---|
@@ -12,7 +12,10 @@ are, and `report` says which and why.
 | `products` | linears that share an input, as one product with their adapters |
 | `kernels/` | what is not a product: norms, rotary embedding, gated activation, log-probabilities |
 | `attention` | rows laid end to end, each attending to itself |
-| `layer` | forward and backward of a decoder layer |
+| `layer`, `function` | forward and backward of a decoder layer, and autograd's view of it |
+| `head` | log-probabilities of the trained positions, never the whole logits |
 | `recompute` | what a layer keeps, and how many keep how much |
+| `shared` | what the layers of a model share: the batch under way, the adapters that are on |
 | `probe`, `patch` | trust and exchange; `release` undoes it |
+| `apply` | whether a run takes this path |
 """
