@@ -9,6 +9,7 @@ are, and the log says how many and why.
 | where | what |
 |---|---|
 | `spec` | what a decoder layer is made of, read off its modules; or why it is not understood |
+| `adapters` | PEFT's layers: a frozen linear, and the adapter that is on |
 | `products` | linears that share an input, as one product with their adapters |
 | `kernels/` | what is not a product: norms, rotary embedding, gated activation, log-probabilities |
 | `attention` | rows laid end to end, each attending to itself |
