@@ -26,7 +26,7 @@ from finetune_operator.cluster.client import (
 from finetune_operator.cluster.lease import LeaseLost
 from finetune_operator.cluster.login import Login
 from finetune_operator.manifests import labels
-from finetune_operator.settings import Images, Lease, Settings
+from finetune_operator.settings import ClaimDefaults, Images, Lease, Settings
 from tests.faults.api import Faults, FaultyLogin
 from tests.faults.kubelet import Kubelet
 from tests.faults.plans import FaultPlan
@@ -234,8 +234,11 @@ class Operators:
         login = FaultyLogin(
             self._login.server, self._login.tls, self._login.token, self._faults, number
         )
+        # Claims of pods that are played must not take the volumes of those that are real.
+        unbound = ClaimDefaults(class_name="none")
         settings = Settings(
             images=Images(trainer="none:1"), namespaces=[self._namespace],
+            work=unbound, output=unbound,
             lease=Lease(namespace=self._namespace), health_port=0, metrics_port=0,
         )  # fmt: skip
         controller = controllers.Controller(login, settings, identity="operator")
