@@ -15,7 +15,8 @@ from tests.e2e.lab import Lab, has
 from tests.e2e.operators import OperatorProcess
 from tests.e2e.relay import Relay, free_port
 
-STEPS = 1000
+STEPS = 1500
+"""So many that training outlasts the ten seconds between two reports, also on a fast computer."""
 LONGEST_SECONDS = 240.0
 
 
@@ -97,6 +98,11 @@ def grows(seen: list[Seen]) -> None:
         assert len(at_the_end) <= 2, "the last report, and the last word"
 
 
+def was_heard(body: dict[str, Any]) -> bool:
+    """Tell whether a receiver wrote of a job; its last word alone is written by who leads."""
+    return "finetune-progress" in {e["manager"] for e in body["metadata"]["managedFields"]}
+
+
 def test_progress_is_seen_while_a_job_runs(replicas: Replicas, lab: Lab) -> None:
     replicas.start()
     lab.apply(lab.dataset(), long_job(lab, "live"))
@@ -105,8 +111,7 @@ def test_progress_is_seen_while_a_job_runs(replicas: Replicas, lab: Lab) -> None
     middle = [each for each in seen if 0 < each.step < STEPS]
     assert middle, "nothing was told before the end"
     body = lab.get("ftj", "live")
-    writers = {entry["manager"] for entry in body["metadata"]["managedFields"]}
-    assert "finetune-progress" in writers
+    assert was_heard(body)
     assert body["status"]["message"].startswith(f"{STEPS}/{STEPS} steps")
     assert replicas.relay.taken < 10, "a step keeps its connection"
 
@@ -160,7 +165,8 @@ def test_authorities_are_lost_in_the_middle(replicas: Replicas, lab: Lab) -> Non
     grows(followed(lab, "unheard", disturb))
     assert done
     lab.apply(long_job(lab, "heard"))
-    assert [s for s in followed(lab, "heard") if 0 < s.step < STEPS]
+    followed(lab, "heard")
+    assert was_heard(lab.get("ftj", "heard"))
 
 
 def test_a_pod_that_is_killed_has_told_how_far_it_was(replicas: Replicas, lab: Lab) -> None:
